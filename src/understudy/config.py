@@ -1,0 +1,262 @@
+"""What a user may say about a run, validated once, at the edge. Any part above the mathematics may import this file.
+
+`RunConfig` is the whole of it; `load` reads YAML and `--set` words into one. An unknown key is an error that names
+the nearest known one. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from understudy.errors import ConfigError, near
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Which images, and how they are kept."""
+
+    source: str
+    """A folder of images, or one of digits, mnist, fashion_mnist, cifar10, cifar100, pets."""
+    data_dir: Path | None = None
+    """Where torchvision's data sets lie."""
+    download: bool = False
+    """Let torchvision download a data set that `data_dir` lacks."""
+    image_size: PositiveInt | None = None
+    """Side in pixels of the square that the student sees; by default the data's own size, at most 224."""
+    channels: Literal["auto", "grey", "colour"] = "auto"
+    fit: Literal["crop", "squash"] = "crop"
+    """Resize the shorter side and cut the middle square out, or squeeze both sides to the square."""
+    val_fraction: float = Field(0.15, gt=0, lt=0.5)
+    """Share of the training images held out where there is no usable validation split."""
+    test_fraction: float = Field(0.15, gt=0, lt=0.5)
+    """Share of all images held out where there is no test split."""
+    split_seed: int = 0
+    max_bad_share: float = Field(0.05, ge=0, le=1)
+    """Refuse the data when more than this share of the files cannot be read; fewer are skipped and listed."""
+
+
+class TrainConfig(Section):
+    """The budget and the recipe of one training."""
+
+    epochs: PositiveInt = 20
+    batch_size: PositiveInt = 64
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate of AdamW; it warms up linearly, then falls along a half cosine to zero."""
+    weight_decay: float = Field(1e-2, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of all steps in which the learning rate rises to its peak."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of the whole gradient; none by default."""
+    augment: Literal["auto", "none", "light", "standard"] = "auto"
+    """How far a training view may differ from its image; see `understudy.data.views`."""
+
+
+class TeacherConfig(Section):
+    """The teacher: a name, a file, a run folder or `module:function`; trained first unless it is ready."""
+
+    model: str = "resnet18"
+    ready: bool = False
+    """`module:function` returns a trained model: do not train it."""
+    pretrained: bool = False
+    """Fetch the library's pretrained weights over the network, then fine-tune."""
+    weights: Path | None = None
+    """Initial weights from a local file, then fine-tune; safetensors, or a pickle with `unsafe_pickle`."""
+    epochs: PositiveInt | None = None
+    """The teacher's own budget; the run's by default, as for the next two."""
+    lr: PositiveFloat | None = None
+    batch_size: PositiveInt | None = None
+    seed: int = 0
+
+
+class StudentConfig(Section):
+    """The student: a name or `module:function`."""
+
+    model: str = "cnn3"
+
+
+class DistillConfig(Section):
+    """The distillation objective: `ce_weight` x cross-entropy + `kd_weight` x T^2 x KL(teacher || student)."""
+
+    method: str = "kd"
+    temperature: PositiveFloat = 4.0
+    ce_weight: float = Field(0.5, ge=0)
+    kd_weight: float = Field(0.5, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alpha_is_sugar(cls, values: Any) -> Any:
+        """Accept `alpha=a` for `ce_weight=1-a, kd_weight=a`."""
+        if not isinstance(values, Mapping) or values.get("alpha") is None:
+            return {key: value for key, value in values.items() if key != "alpha"} if values else values
+        rest = {key: value for key, value in values.items() if key != "alpha"}
+        if rest.keys() & {"ce_weight", "kd_weight"}:
+            raise ValueError("say either alpha or ce_weight and kd_weight, not both")
+        alpha = float(values["alpha"])
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is the share of the distillation term, between 0 and 1, not {alpha:g}")
+        return {**rest, "ce_weight": 1 - alpha, "kd_weight": alpha}
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> DistillConfig:
+        if self.ce_weight == 0 and self.kd_weight == 0:
+            raise ValueError("ce_weight and kd_weight are both 0, so there is nothing to learn from")
+        return self
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: str = Field("", pattern=r"^[\w.-]*$")
+    data: DataConfig
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    train: TrainConfig = TrainConfig()
+    distill: DistillConfig = DistillConfig()
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    min_gain: float = Field(0.005, ge=0, lt=1)
+    """Smallest gain in accuracy worth having, as a share; the verdict NO GAIN rests on it."""
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: PositiveInt | None = None
+    """CPU threads of torch; all cores by default."""
+    checkpoint_seconds: float = Field(30.0, ge=0)
+    """Write a checkpoint when this much time has passed since the last one."""
+    force: bool = False
+    """Go on although the gate refuses the teacher."""
+    unsafe_pickle: bool = False
+    """Allow weights in pickle files, which can run any code when loaded."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_of_seeds(cls, values: Any) -> Any:
+        """Accept a number n of seeds for 0 .. n-1."""
+        if isinstance(values, Mapping) and isinstance(values.get("seeds"), int):
+            return {**values, "seeds": tuple(range(values["seeds"]))}
+        return values
+
+    @model_validator(mode="after")
+    def _distinct_seeds(self) -> RunConfig:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("the same seed stands twice in seeds")
+        return self
+
+    @property
+    def teacher_train(self) -> TrainConfig:
+        """The teacher's budget and recipe."""
+        own = {key: getattr(self.teacher, key) for key in ("epochs", "lr", "batch_size")}
+        return self.train.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+
+def load(file: Path | None = None, given: Mapping[str, Any] | None = None, words: Iterable[str] = ()) -> RunConfig:
+    """Read a configuration from a YAML file, then options that were given, then `section.key=value` words.
+
+    Args:
+        file: YAML; nothing where None.
+        given: nested values that replace the file's; a None is passed over.
+        words: such as `"distill.temperature=4"`; the value is read as YAML.
+
+    Raises:
+        ConfigError: unreadable YAML, an unknown key (the nearest known one is named), or a value out of range.
+    """
+    values: dict[str, Any] = _read(file) if file else {}
+    merge(values, given or {})
+    for word in words:
+        merge(values, _parse_word(word))
+    return validate(values)
+
+
+def validate(values: Mapping[str, Any]) -> RunConfig:
+    """Turn nested values into a `RunConfig`.
+
+    Raises:
+        ConfigError: as for `load`.
+    """
+    if not (values.get("data") or {}).get("source"):
+        raise ConfigError(
+            "No data given. Name a folder of images, or one of digits, mnist, cifar10, ... "
+            "(data.source in a config file)."
+        )
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_one_sentence(error)) from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The configuration {file} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"The configuration {file} is not valid YAML: {first}.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"The configuration {file} holds no settings; it should start like 'data:'.")
+    return values
+
+
+def merge(values: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Put nested values over others, in place; a None is passed over."""
+    for key, value in over.items():
+        if value is None:
+            continue
+        if isinstance(value, Mapping):
+            inner = values.get(key)
+            values[key] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+            merge(inner, value)
+        else:
+            values[key] = value
+
+
+def _parse_word(word: str) -> dict[str, Any]:
+    path, equals, text = word.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set takes section.key=value, such as distill.temperature=4, not '{word}'.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return dict(value)
+
+
+def _one_sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1])
+        key = str(first["loc"][-1])
+        hint = near(key, known) or " Known here: " + ", ".join(known) + "."
+        return f"Unknown setting '{where}'.{hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(first["input"], Mapping) else f" (given: {first['input']!r})"
+    return f"Setting '{where or 'run'}': {message[:1].lower()}{message[1:]}{value}."
+
+
+def _fields_at(path: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for part in path:
+        annotation: Any = section.model_fields[str(part)].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        section = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return list(section.model_fields)
