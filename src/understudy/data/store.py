@@ -1,0 +1,270 @@
+"""Images decoded once and mapped ever after, with their labels, ids and splits.
+
+`open_store` is the way from a configuration to a `Store`; the pipeline calls it. Memory stays flat in the number of
+images in a folder: frames are written as they are decoded. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from understudy import storage
+from understudy.config import DataConfig
+from understudy.data import frames, listing, splits
+from understudy.data.decode import DECODE_VERSION, BadImage, decode_file, make_frame, read
+from understudy.data.frames import Decoded, Geometry, Kept
+from understudy.data.listing import Entry
+from understudy.data.sources import Source, open_source, printable
+from understudy.errors import DataError
+from understudy.progress import Progress, silent
+
+_LARGEST_DEFAULT = 224
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """N decoded images; every array is in the order of (id, name), whatever the order on the disk."""
+
+    frames: NDArray[np.uint8]
+    """`[N, channels, frame, frame]`, mapped from `frames_path`, read-only."""
+    frames_path: Path
+    """The frames without a header, for whoever maps them by other means."""
+    labels: NDArray[np.int64]
+    """`[N]`, indices into `classes`."""
+    ids: NDArray[np.uint64]
+    """`[N]`, from the content: equal for identical files, the same wherever they lie."""
+    names: list[str]
+    """Paths relative to the folder, or such as "train/00012"."""
+    classes: tuple[str, ...]
+    splits: dict[str, NDArray[np.int64]]
+    """Sorted rows of "train", "val" and "test"."""
+    frame: int
+    """Side in pixels of the frames."""
+    channels: Literal[1, 3]
+    image_size: int
+    """Side in pixels of the square that the student sees; `frame` is equal, or 9/8 of it."""
+    fit: Literal["crop", "squash"]
+    notes: list[str]
+    """What a reader must know, in sentences."""
+    skipped: dict[str, str]
+    """Images left out, by name: why."""
+    duplicates: list[list[str]]
+    """Names of identical images that lie in different splits: what is learned leaks into what is judged."""
+    fingerprint: str
+    """Names what training depends on: images, labels, splits, geometry."""
+    reused: bool
+    """Whether nothing had to be decoded."""
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return the number of images by split and class."""
+        return {name: self._count(rows) for name, rows in self.splits.items()}
+
+    def _count(self, rows: NDArray[np.int64]) -> dict[str, int]:
+        numbers = np.bincount(self.labels[rows], minlength=len(self.classes))
+        return dict(zip(self.classes, numbers.tolist(), strict=True))
+
+
+def open_store(
+    config: DataConfig, *, progress: Progress = silent, cache: Path | None = None, workers: int | None = None
+) -> Store:
+    """Decode the images of a source, or find them decoded.
+
+    Args:
+        config: which images, and how they are kept.
+        progress: told of reading and decoding.
+        cache: the folder for what is kept; `storage.cache_dir()` by default.
+        workers: threads; one for each core by default.
+
+    Raises:
+        DataError: the source cannot be used (see `open_source` and `splits.split`), or more than
+            `config.max_bad_share` of its images are bad.
+        UnderstudyError: the disk is full or cannot be written.
+    """
+    cache = cache or storage.cache_dir()
+    workers = workers or _cores()
+    source = open_source(config, progress=progress)
+    entries = _entries(source, cache=cache, workers=workers, progress=progress)
+    bad = {name: entry.bad for name, entry in entries.items() if entry.bad}
+    good = {name: entry for name, entry in entries.items() if not entry.bad}
+
+    def accept(late: Mapping[str, str]) -> None:
+        _check_bad({**bad, **late}, len(entries), config.max_bad_share)
+
+    accept({})
+    geometry, image_size = _geometry(config, list(good.values()))
+    names = sorted(good, key=lambda name: (good[name].hash[:16], name))
+    kept = frames.obtain(
+        cache / "stores",
+        _key(source, good, geometry),
+        geometry,
+        names,
+        _decoder(source, good, geometry),
+        accept=accept,
+        workers=workers,
+        progress=progress,
+    )
+    accept(kept.skipped)  # the limit may be lower than when it was built
+    rows = _rows(source, good, [name for name in names if name not in kept.skipped])
+    colour = _colour_note(config, list(good.values()))
+    return _assemble(config, source, kept, rows, geometry, image_size, skipped={**bad, **kept.skipped}, notes=colour)
+
+
+class _Rows(NamedTuple):
+    """What is known of each frame, in the order of the frames."""
+
+    names: list[str]
+    labels: NDArray[np.int64]
+    given: NDArray[np.int8]
+    ids: NDArray[np.uint64]
+
+
+def _assemble(
+    config: DataConfig,
+    source: Source,
+    kept: Kept,
+    rows: _Rows,
+    geometry: Geometry,
+    image_size: int,
+    *,
+    skipped: Mapping[str, str],
+    notes: Sequence[str],
+) -> Store:
+    parts, held_out = splits.split(
+        rows.labels,
+        rows.given,
+        rows.ids,
+        classes=source.classes,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.split_seed,
+    )
+    leaks, copies = splits.identical(rows.names, rows.labels, rows.ids, parts, classes=source.classes)
+    return Store(
+        frames=kept.map(geometry),
+        frames_path=kept.path,
+        labels=rows.labels,
+        ids=rows.ids,
+        names=rows.names,
+        classes=source.classes,
+        splits=parts,
+        frame=geometry.side,
+        channels=geometry.channels,
+        image_size=image_size,
+        fit=geometry.fit,
+        notes=[*source.notes, *notes, *held_out, *copies],
+        skipped={printable(name): why for name, why in skipped.items()},
+        duplicates=leaks,
+        fingerprint=_fingerprint(rows, parts, geometry),
+        reused=kept.reused,
+    )
+
+
+def _rows(source: Source, entries: Mapping[str, Entry], names: Sequence[str]) -> _Rows:
+    place = {name: row for row, name in enumerate(source.names)}
+    order = np.array([place[name] for name in names])
+    ids = np.array([int(entries[name].hash[:16], 16) for name in names], np.uint64)
+    return _Rows([printable(name) for name in names], source.labels[order], source.given[order], ids)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _entries(source: Source, *, cache: Path, workers: int, progress: Progress) -> dict[str, Entry]:
+    if source.arrays is not None:
+        return listing.list_arrays(source.names, source.arrays)
+    assert source.root is not None
+    return listing.list_files(source.root, source.names, cache=cache, workers=workers, progress=progress)
+
+
+def _check_bad(bad: Mapping[str, str], total: int, allowed: float) -> None:
+    if len(bad) <= allowed * total and len(bad) < total:
+        return
+    first = "; ".join(f"{printable(name)} ({why})" for name, why in list(bad.items())[:3])
+    hint = " or allow more with --max-bad-share" if len(bad) < total else ""
+    raise DataError(
+        f"{len(bad)} of {total} images cannot be used ({100 * len(bad) / total:.1f} %): {first}"
+        f"{', ...' if len(bad) > 3 else ''}. Mend or remove them{hint}."
+    )
+
+
+def _geometry(config: DataConfig, entries: Sequence[Entry]) -> tuple[Geometry, int]:
+    """Return the geometry of the frames and the side of what the student sees.
+
+    Where the images are larger than 9/8 of `image_size` by their median shorter side, frames keep that margin, so
+    that a zoomed view is made of real pixels.
+    """
+    median = int(np.median([min(entry.width, entry.height) for entry in entries]))
+    size = config.image_size or min(median, _LARGEST_DEFAULT)
+    grey = config.channels == "grey" or (config.channels == "auto" and all(entry.is_grey for entry in entries))
+    side = size if 8 * median <= 9 * size else round(size * 9 / 8)
+    return Geometry(side, 1 if grey else 3, config.fit), size
+
+
+def _key(source: Source, entries: Mapping[str, Entry], geometry: Geometry) -> str:
+    """Name the frames by what is in them; where the folder lies is no part of it."""
+    labels = dict(zip(source.names, source.labels.tolist(), strict=True))
+    images = sorted((name, entry.hash, labels[name]) for name, entry in entries.items())
+    return storage.fingerprint([DECODE_VERSION, *geometry, images])
+
+
+def _decoder(source: Source, entries: Mapping[str, Entry], geometry: Geometry) -> Callable[[str], Decoded]:
+    side, channels, fit = geometry
+    place = {name: row for row, name in enumerate(source.names)}
+
+    def from_array(name: str) -> Decoded:
+        assert source.arrays is not None
+        pixels = source.arrays[place[name]]
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        return make_frame(image, side=side, channels=channels, fit=fit)
+
+    def from_file(name: str) -> Decoded:
+        assert source.root is not None
+        data = _same_bytes(source.root / name, entries[name].hash)
+        try:
+            return decode_file(data, side=side, channels=channels, fit=fit)
+        except BadImage as error:
+            return str(error)
+
+    return from_file if source.arrays is None else from_array
+
+
+def _same_bytes(path: Path, expected: str) -> bytes:
+    """Read a file again; frames are kept under the hash of what was listed, so it must not have changed since."""
+    try:
+        data = read(path)
+    except BadImage as error:
+        raise DataError(f"{path} could be read a moment ago and now is {error}. Run again.") from None
+    if listing.hash_bytes(data) != expected:
+        raise DataError(f"{path} changed while it was being read. Run again when nothing writes to the folder.")
+    return data
+
+
+def _colour_note(config: DataConfig, entries: Sequence[Entry]) -> list[str]:
+    grey = sum(entry.is_grey for entry in entries)
+    if config.channels != "auto" or not len(entries) / 2 < grey < len(entries):
+        return []
+    return [
+        f"{len(entries) - grey} of {len(entries)} images are stored in colour, so all are kept in colour; "
+        "--set data.channels=grey makes them all grey."
+    ]
+
+
+def _fingerprint(rows: _Rows, parts: Mapping[str, NDArray[np.int64]], geometry: Geometry) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, part in parts.items():
+        # rows are in the order of (id, name): images that share an id are told apart by their label alone
+        order = np.lexsort((rows.labels[part], rows.ids[part]))
+        digest.update(f"{name}:{len(part)};".encode())
+        digest.update(rows.ids[part][order].astype("<u8").tobytes())
+        digest.update(rows.labels[part][order].astype("<i8").tobytes())
+    return storage.fingerprint([digest.hexdigest(), *geometry])
