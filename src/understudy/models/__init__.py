@@ -1,0 +1,1 @@
+"""Models by name, file or function: building, saving and loading them with the preprocessing they were trained with."""

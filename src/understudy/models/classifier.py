@@ -1,0 +1,80 @@
+"""A network together with the preprocessing it was trained with. The other files of `models` build and store it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from understudy.distillation.preprocess import Preprocess
+from understudy.errors import ModelError
+from understudy.record import InputSpec
+
+
+class Classifier(nn.Module):
+    """From views, float [batch, 1 or 3, height, width] in [0, 1], to logits [batch, classes].
+
+    Args:
+        net: from [batch, network_channels, size, size] to logits.
+        architecture: what `build` makes `net` from.
+        classes: names, in the order of the logits.
+        spec: how images become the input of `net`.
+        network_channels: of the first layer of `net`, 1 or 3.
+
+    Raises:
+        ModelError: `spec` normalises another number of channels than `net` has.
+    """
+
+    def __init__(
+        self, net: nn.Module, *, architecture: str, classes: Sequence[str], spec: InputSpec, network_channels: int
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.classes = tuple(classes)
+        self.spec = spec
+        self.network_channels = network_channels
+        self.net = net
+        try:
+            self.preprocess = Preprocess(channels=network_channels, size=spec.size, mean=spec.mean, std=spec.std)
+        except ValueError as error:
+            raise ModelError(f"The input of '{architecture}' is not described well: {error}.") from None
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Return the logits; preprocessing included."""
+        return logits_of(self.net(self.preprocess(views)))
+
+
+def logits_of(answer: object) -> Tensor:
+    """Return the logits from whatever a network returns: a tensor, a tuple, or an object or mapping with `logits`.
+
+    torchvision's Inception and GoogLeNet return tuples with auxiliary logits in training mode, Hugging Face's models
+    return mappings.
+
+    Raises:
+        ModelError: no logits to be found.
+    """
+    if isinstance(answer, Tensor):
+        return answer
+    if isinstance(answer, Mapping):
+        found = answer.get("logits")
+    elif isinstance(answer, tuple | list):
+        found = answer[0] if answer else None
+    else:
+        found = getattr(answer, "logits", None)
+    if not isinstance(found, Tensor):
+        raise ModelError(f"The network returns a {type(answer).__name__}; logits [batch, classes] are needed.")
+    return found
+
+
+def head_layer(net: nn.Module, outputs: int | None = None) -> tuple[str, nn.Linear | nn.Conv2d] | None:
+    """Return name and module of the last linear layer (or 1x1 convolution) that yields `outputs` classes.
+
+    Without `outputs`, the last such layer of any width; None where there is none.
+    """
+    found: tuple[str, nn.Linear | nn.Conv2d] | None = None
+    for name, layer in net.named_modules():
+        if not isinstance(layer, nn.Linear | nn.Conv2d) or outputs not in (None, layer.weight.shape[0]):
+            continue
+        if isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1):
+            found = name, layer
+    return found
