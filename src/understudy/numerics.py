@@ -1,0 +1,150 @@
+"""Precision and memory layout, chosen by measuring a few training steps. Imported by `train.py` and the pipeline.
+
+The choice is kept per machine, so that the same run on the same machine makes the same choice and so the same weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from understudy import storage
+
+_WORTH = 1.15  # a switch must be this much faster, or the noise of the machine would decide
+_WARMUP, _STEPS = 2, 4
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a network is run in training."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+
+    def __str__(self) -> str:
+        return self.precision + (" channels-last" if self.channels_last else "")
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which forward passes run."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+
+    def layout(self, images: Tensor) -> Tensor:
+        """Return images in the memory layout of the network."""
+        return images.to(memory_format=torch.channels_last) if self.channels_last else images
+
+    def prepare(self, network: nn.Module) -> nn.Module:
+        """Put a network into its memory layout, in place."""
+        return network.to(memory_format=torch.channels_last) if self.channels_last else network
+
+
+class Running(nn.Module):
+    """A network that runs in its own numerics, whatever the context around it says.
+
+    Takes float32 images, returns float32 logits. For a teacher, whose best numerics need not be its student's.
+    """
+
+    def __init__(self, network: nn.Module, numerics: Numerics) -> None:
+        super().__init__()
+        self.network = numerics.prepare(network)
+        self.numerics = numerics
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the network's answers."""
+        half = self.numerics.precision == "bf16"
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=half):
+            answers: Tensor = self.network(self.numerics.layout(images))
+        return answers.float()
+
+
+FIXED: dict[str, Numerics] = {"fp32": Numerics("fp32"), "bf16": Numerics("bf16", channels_last=True)}
+CANDIDATES = (Numerics(), Numerics(channels_last=True), Numerics("bf16", channels_last=True))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and what a training step takes with it."""
+
+    numerics: Numerics
+    step_seconds: float
+
+
+def parse(text: str) -> Numerics:
+    """Return the numerics that `str` wrote."""
+    return next(candidate for candidate in CANDIDATES if str(candidate) == text)
+
+
+def choose(network: nn.Module, images: Tensor, *, classes: int, requested: str, key: dict[str, object]) -> Choice:
+    """Measure a training step of `network` and choose the fastest numerics.
+
+    Args:
+        network: from images to logits; it is not changed.
+        images: float32 [batch, channels, size, size] on the device.
+        classes: how many logits it returns.
+        requested: "auto" measures all candidates; "fp32" or "bf16" is obeyed, and only timed.
+        key: what names network and batch; with the machine, it names the kept choice.
+    """
+    place = (
+        storage.cache_dir() / "numerics" / f"{storage.fingerprint(key | _machine(images) | {'asked': requested})}.json"
+    )
+    kept = _read(place)
+    if kept is not None:
+        return kept
+    candidates = CANDIDATES if requested == "auto" else (FIXED[requested],)
+    seconds = {candidate: _step_seconds(network, images, classes, candidate) for candidate in candidates}
+    best = min(seconds, key=lambda candidate: seconds[candidate])
+    if seconds[best] * _WORTH > seconds[candidates[0]]:
+        best = candidates[0]
+    choice = Choice(best, seconds[best])
+    with contextlib.suppress(OSError):
+        storage.write_json(place, {**asdict(best), "step_seconds": choice.step_seconds})
+    return choice
+
+
+def _machine(images: Tensor) -> dict[str, object]:
+    return {
+        "shape": list(images.shape),
+        "device": str(images.device),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "machine": platform.machine() + platform.processor(),
+    }
+
+
+def _read(place: os.PathLike[str]) -> Choice | None:
+    try:
+        with open(place, encoding="utf-8") as file:
+            values = json.load(file)
+        return Choice(Numerics(values["precision"], values["channels_last"]), values["step_seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _step_seconds(network: nn.Module, images: Tensor, classes: int, numerics: Numerics) -> float:
+    """Return the shortest of a few steps: the machine may be shared, and the shortest is the least disturbed."""
+    trial = numerics.prepare(copy.deepcopy(network)).train()
+    labels = torch.arange(len(images), device=images.device) % classes
+    times = []
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(_WARMUP + _STEPS):
+            start = time.perf_counter()
+            with numerics.autocast(images.device):
+                logits = trial(numerics.layout(images))
+            F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
+            trial.zero_grad(set_to_none=True)
+            if images.device.type == "cuda":
+                torch.cuda.synchronize(images.device)
+            times.append(time.perf_counter() - start)
+    return min(times[_WARMUP:])
