@@ -1,0 +1,208 @@
+"""A finished model at work: measured on labelled images, or asked about single ones. Imported by `cli.py`.
+
+Images are decoded as they come, a few at a time; nothing is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from understudy.config import DataConfig
+from understudy.data import builtin, decode, views
+from understudy.data.decode import BadImage
+from understudy.data.sources import IMAGE_ENDINGS, Source, open_source
+from understudy.errors import ConfigError, DataError, ModelError
+from understudy.evaluate import gate, metrics
+from understudy.models import files
+from understudy.models.classifier import Classifier
+from understudy.record import InputSpec, Metrics
+
+_CHUNK = 128
+_SPLITS = {"train": builtin.TRAIN, "val": builtin.VAL, "test": builtin.TEST}
+
+Frame = np.ndarray | str
+"""A decoded frame uint8 [channels, side, side], or the reason why there is none."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model does on a split."""
+
+    split: str
+    metrics: Metrics
+    skipped: dict[str, str]
+
+    def text(self) -> str:
+        """Return a few lines to read."""
+        m = self.metrics
+        lines = [f"{m.images} images ({self.split}): accuracy {m.accuracy:.1%}, macro F1 {m.macro_f1:.3f}"]
+        if m.sensitivity is not None and m.specificity is not None:
+            auroc = "" if m.auroc is None else f", AUROC {m.auroc:.3f}"
+            lines.append(f"{m.positive}: sensitivity {m.sensitivity:.1%}, specificity {m.specificity:.1%}{auroc}")
+        lines.append(f"NLL {m.nll:.3f}, Brier {m.brier:.3f}, ECE {m.ece:.3f}")
+        lines += [f"  {name}: recall {recall:.1%}" for name, recall in m.recall.items() if recall is not None]
+        lines += [f"skipped {name}: {why}" for name, why in self.skipped.items()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of one image."""
+
+    image: str
+    label: str = ""
+    probabilities: dict[str, float] | None = None
+    problem: str | None = None
+    """Why there is no answer."""
+
+    def text(self) -> str:
+        """Return one line to read."""
+        if self.probabilities is None:
+            return f"{self.image}: skipped, {self.problem}"
+        return f"{self.image}: {self.label} ({self.probabilities[self.label]:.1%})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return a JSON-able object."""
+        if self.probabilities is None:
+            return {"image": self.image, "problem": self.problem}
+        return {"image": self.image, "label": self.label, "probabilities": self.probabilities}
+
+
+def evaluate(model: Path, data: str, *, split: str | None = None, data_dir: Path | None = None) -> Evaluation:
+    """Measure a model on labelled images.
+
+    Args:
+        model: a weights file or a run folder.
+        data: as for `DataConfig.source`.
+        split: "train", "val", "test" or "all"; by default "test" where the data have one, else "all".
+        data_dir: where torchvision's data sets lie.
+
+    Raises:
+        UnderstudyError: model or data cannot be used, or their classes differ.
+    """
+    classifier, _ = files.load(model)
+    source = open_source(DataConfig(source=data, data_dir=data_dir))
+    gate.refuse([gate.check_classes(classifier.classes, source.classes)], force=False)
+    split, rows = _rows(source, split)
+    decoded = _decoded(rows, _reader(source, classifier.spec))
+    logits: list[np.ndarray] = []
+    labels: list[int] = []
+    skipped: dict[str, str] = {}
+    for chunk in decoded:
+        good = [(row, frame) for row, frame in chunk if not isinstance(frame, str)]
+        skipped |= {source.names[row]: frame for row, frame in chunk if isinstance(frame, str)}
+        if good:
+            logits.append(_logits(classifier, np.stack([frame for _, frame in good])))
+            labels += [int(source.labels[row]) for row, _ in good]
+    if not logits:
+        raise DataError(f"None of the {len(rows)} images of {data} can be read.")
+    measured = metrics.measure(np.concatenate(logits), np.array(labels), classifier.classes)
+    return Evaluation(split, measured, skipped)
+
+
+def predict(model: Path, images: Sequence[Path]) -> Iterator[Answer]:
+    """Yield the answer for every image, in order; a folder stands for the images below it.
+
+    Args:
+        model: a weights file, a run folder, or an ONNX file that this package wrote.
+        images: files or folders.
+
+    Raises:
+        UnderstudyError: the model cannot be used, or there is no such file.
+    """
+    paths = _paths(images)
+    if model.suffix == ".onnx":
+        yield from _predict_onnx(model, paths)
+        return
+    classifier, _ = files.load(model)
+    for chunk in _decoded(list(range(len(paths))), lambda row: _frame(paths[row], classifier.spec)):
+        for row, frame in chunk:
+            if isinstance(frame, str):
+                yield Answer(str(paths[row]), problem=frame)
+            else:
+                logits = _logits(classifier, frame[None])[0]
+                yield _answer(paths[row], classifier.classes, np.exp(metrics.log_softmax(logits[None]))[0])
+
+
+def _predict_onnx(model: Path, paths: Sequence[Path]) -> Iterator[Answer]:
+    from understudy.export import conformance, onnx
+
+    labels = onnx.labels(model)
+    channels = onnx.describe(model)["input"]["channels"]
+    for path in paths:
+        try:
+            pixels = decode.decode_upright(path, channels=channels)
+        except BadImage as error:
+            yield Answer(str(path), problem=str(error))
+            continue
+        yield _answer(path, labels, conformance.predict(model, pixels))
+
+
+def _answer(path: Path, classes: Sequence[str], probabilities: np.ndarray) -> Answer:
+    named = {name: round(float(p), 6) for name, p in zip(classes, probabilities, strict=True)}
+    return Answer(str(path), classes[int(np.argmax(probabilities))], named)
+
+
+def _logits(classifier: Classifier, frames: np.ndarray) -> np.ndarray:
+    sizes = classifier.spec.sizes
+    with torch.inference_mode():
+        images = views.whole(torch.from_numpy(frames), sizes[min(1, len(sizes) - 1)])
+        return np.asarray(classifier(images).float().numpy())
+
+
+def _rows(source: Source, split: str | None) -> tuple[str, list[int]]:
+    if split not in (None, "all", *_SPLITS):
+        raise ConfigError(f"--split is train, val, test or all, not '{split}'.")
+    split = split or ("test" if (source.given == builtin.TEST).any() else "all")
+    rows = np.arange(len(source.names)) if split == "all" else np.flatnonzero(source.given == _SPLITS[split])
+    if not len(rows):
+        raise DataError(f"{source.name} has no {split} split of its own; use --split all.")
+    return split, [int(row) for row in rows]
+
+
+def _reader(source: Source, spec: InputSpec) -> Callable[[int], Frame]:
+    arrays, root = source.arrays, source.root
+    if arrays is not None:
+        return lambda row: decode.make_frame(
+            Image.fromarray(arrays[row, ..., 0] if arrays.shape[-1] == 1 else arrays[row]),
+            side=spec.sizes[0],
+            channels=spec.channels,
+            fit=spec.fit,
+        )
+    if root is None:
+        raise ModelError("a source holds neither files nor arrays")
+    return lambda row: _frame(root / source.names[row], spec)
+
+
+def _frame(path: Path, spec: InputSpec) -> Frame:
+    try:
+        return decode.decode_file(path, side=spec.sizes[0], channels=spec.channels, fit=spec.fit)
+    except BadImage as error:
+        return str(error)
+
+
+def _decoded(rows: Sequence[int], read: Callable[[int], Frame]) -> Iterator[list[tuple[int, Frame]]]:
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            yield list(zip(chunk, pool.map(read, chunk), strict=True))
+
+
+def _paths(images: Sequence[Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in images:
+        if not path.exists():
+            raise DataError(f"There is no file {path}.")
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"The folder {path} holds no images.")
+        found += inside
+    return found

@@ -1,0 +1,208 @@
+"""A run from Python: `understudy.distill(...)`. The command line calls the same functions.
+
+Runs the pipeline, then writes the report from the record. Imported by `cli.py`; nothing else needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from understudy import config as configuration
+from understudy import record as records
+from understudy import report
+from understudy.config import RunConfig
+from understudy.data.builtin import BUILTIN
+from understudy.errors import ModelError, RunError
+from understudy.pipeline import Plan, Run
+from understudy.pipeline import distill as distill_stages
+from understudy.pipeline import train as train_stages
+from understudy.pipeline.folder import Kind
+from understudy.progress import Progress, silent
+from understudy.record import Record, Verdict
+
+if TYPE_CHECKING:
+    from understudy.models.classifier import Classifier
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """A finished run."""
+
+    folder: Path
+    """The run folder: weights, record, report, exported file."""
+    record: Record
+    """All that was measured."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """The student against the same student trained alone.
+
+        Raises:
+            RunError: the run trained a teacher only.
+        """
+        if self.record.verdict is None:
+            raise RunError(f"{self.folder} holds no verdict: no student was distilled there.")
+        return self.record.verdict
+
+    @property
+    def report(self) -> Path:
+        """The report, one HTML file."""
+        return self.folder / REPORT
+
+    @cached_property
+    def student(self) -> Classifier:
+        """The student that was best on the validation split, as a module from views in [0, 1] to logits.
+
+        Raises:
+            ModelError: the run trained a teacher only.
+        """
+        from understudy.models import files
+
+        if self.record.chosen is None:
+            raise ModelError(f"{self.folder} holds no student: only a teacher was trained there.")
+        return files.load(self.folder)[0]
+
+
+def distill(
+    data: str | Path,
+    *,
+    teacher: str | Path = "resnet18",
+    student: str = "cnn3",
+    image_size: int | None = None,
+    epochs: int | None = None,
+    temperature: float | None = None,
+    alpha: float | None = None,
+    seeds: int | None = None,
+    out: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+) -> DistillResult:
+    """Take images to a proven student: teacher, baseline, student, verdict, exported file, report.
+
+    A second call with the same arguments goes on where the first one stopped, or returns what it did.
+
+    Args:
+        data: a folder of images, or digits, mnist, fashion_mnist, cifar10, cifar100, pets.
+        teacher: a model's name, a file or run folder of ours, or `module:function`.
+        student: a model's name or `module:function`.
+        image_size: side in pixels of what the student sees; the data's own by default.
+        epochs: of every training; 20 by default.
+        temperature: T; 4 by default.
+        alpha: share of the distillation term; 0.5 by default.
+        seeds: how many students, and how many baselines; 3 by default.
+        out: the run folder; `runs/<data>-<teacher>-<student>` by default.
+        settings: any other setting of `understudy.config.RunConfig`, nested: `{"train": {"lr": 3e-3}}`.
+        progress: told of long work.
+
+    Raises:
+        UnderstudyError: what can be mended, in a sentence.
+
+    Example:
+        result = understudy.distill("photos/", teacher="resnet18", student="cnn3", image_size=64)
+        print(result.verdict.text)
+    """
+    given: dict[str, Any] = {
+        "data": {"source": str(data), "image_size": image_size},
+        "teacher": {"model": str(teacher)},
+        "student": {"model": student},
+        "train": {"epochs": epochs},
+        "distill": {"temperature": temperature, "alpha": alpha},
+        "seeds": seeds,
+    }
+    return run(_combined(settings, given), Path(out) if out else None, progress=progress)
+
+
+def run(
+    config: RunConfig,
+    folder: Path | None = None,
+    *,
+    kind: Kind = "distill",
+    progress: Progress = silent,
+    announce: Callable[[Plan], None] = lambda plan: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> DistillResult:
+    """Run a configuration in a run folder and write its report.
+
+    Args:
+        config: what is asked for.
+        folder: the run folder; `default_folder(config, kind)` where None.
+        kind: "train" trains the teacher alone.
+        progress: told of long work.
+        announce: told the plan.
+        stop: asked during training; True writes a checkpoint and raises `Interrupted`.
+
+    Raises:
+        UnderstudyError: what can be mended, in a sentence.
+    """
+    folder = folder or default_folder(config, kind)
+    with Run.opened(folder, absolute(config), kind=kind, progress=progress, stop=stop) as opened:
+        return _carry_out(opened, announce)
+
+
+def resume(
+    folder: Path,
+    *,
+    progress: Progress = silent,
+    announce: Callable[[Plan], None] = lambda plan: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> DistillResult:
+    """Go on with a run where it stopped; arguments as for `run`."""
+    with Run.opened(folder, None, progress=progress, stop=stop) as opened:
+        return _carry_out(opened, announce)
+
+
+def write_report(folder: Path) -> Path:
+    """Make the report anew from the record of a run; return its path."""
+    path = folder / REPORT
+    report.write(records.load(folder), path)
+    return path
+
+
+def default_folder(config: RunConfig, kind: Kind) -> Path:
+    """Return `runs/<name>`, the name made of the data and the models where none is given."""
+    parts = [Path(config.data.source).name, _short(config.teacher.model)]
+    parts += [_short(config.student.model)] if kind == "distill" else []
+    return Path("runs") / (config.name or "-".join(part for part in parts if part))
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """Return the configuration with whole paths, so that a run can be resumed from any folder."""
+    values = config.model_dump()
+    data, teacher = values["data"], values["teacher"]
+    if data["source"] not in BUILTIN:
+        data["source"] = str(Path(data["source"]).expanduser().resolve())
+    if Path(teacher["model"]).exists() and ("/" in teacher["model"] or teacher["model"].endswith(".safetensors")):
+        teacher["model"] = str(Path(teacher["model"]).expanduser().resolve())
+    for section, key in ((data, "data_dir"), (teacher, "weights")):
+        if section[key] is not None:
+            section[key] = section[key].expanduser().resolve()
+    return configuration.validate(values)
+
+
+def _carry_out(opened: Run, announce: Callable[[Plan], None]) -> DistillResult:
+    stages = distill_stages if opened.record.kind == "distill" else train_stages
+    try:
+        stages(opened, announce)
+        opened.finish()
+    finally:
+        if opened.record.data is not None:
+            report.write(opened.record, opened.folder / REPORT)
+    return DistillResult(opened.folder, opened.record)
+
+
+def _combined(settings: Mapping[str, Any] | None, given: Mapping[str, Any]) -> RunConfig:
+    values: dict[str, Any] = {}
+    configuration.merge(values, settings or {})
+    configuration.merge(values, given)
+    return configuration.validate(values)
+
+
+def _short(model: str) -> str:
+    path = Path(model)
+    return path.stem if path.suffix == ".safetensors" else path.name.replace(":", "-")

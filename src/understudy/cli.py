@@ -1,0 +1,376 @@
+"""The commands. Heavy imports stand inside them, so that `--help` answers at once.
+
+Every mistake that a user can mend ends as one sentence and exit code 1; no traceback reaches the screen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from understudy import __version__, options
+from understudy.errors import Interrupted, UnderstudyError
+
+if TYPE_CHECKING:
+    from understudy.api import DistillResult
+    from understudy.config import RunConfig
+    from understudy.pipeline import Plan
+
+app = typer.Typer(
+    name="understudy",
+    help="Knowledge distillation, whole: from a folder of images to a small model proven on your device.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"understudy {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
+    open_report: options.Open = False,
+) -> None:
+    """Run the main job on the handwritten digits that ship with scikit-learn: about a minute, no network."""
+    from understudy import config
+
+    _run(config.validate(DEMO), out, open_report)
+
+
+@app.command()
+def distill(
+    data: options.Data = None,
+    config: options.Config = None,
+    words: options.Words = None,
+    teacher: options.Teacher = None,
+    student: Annotated[
+        str | None, typer.Option(help="A torchvision or timm name, one of ours, or module:function.  [default: cnn3]")
+    ] = None,
+    image_size: options.ImageSize = None,
+    epochs: options.EpochsOption = None,
+    teacher_epochs: Annotated[int | None, typer.Option(help="The teacher's own.  [default: as --epochs]")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Students, and baselines, to train.  [default: 3]")] = None,
+    method: Annotated[str | None, typer.Option(help="Distillation method.  [default: kd]")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Softens the teacher.  [default: 4]")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Share of the distillation term.  [default: 0.5]")] = None,
+    ce_weight: Annotated[float | None, typer.Option(help="Weight of the labels' term, instead of --alpha.")] = None,
+    kd_weight: Annotated[float | None, typer.Option(help="Weight of the teacher's term, instead of --alpha.")] = None,
+    batch_size: options.BatchSize = None,
+    lr: options.Lr = None,
+    weight_decay: options.WeightDecay = None,
+    clip_norm: options.ClipNorm = None,
+    augment: options.Augment = None,
+    teacher_ready: Annotated[
+        bool, typer.Option("--teacher-ready", help="module:function returns a trained model.")
+    ] = False,
+    pretrained: options.Pretrained = False,
+    teacher_weights: options.TeacherWeights = None,
+    out: options.Out = None,
+    name: options.Name = None,
+    data_dir: options.DataDir = None,
+    download: options.Download = False,
+    max_bad_share: options.MaxBadShare = None,
+    val_fraction: options.ValFraction = None,
+    min_gain: Annotated[
+        float | None, typer.Option(help="Smallest gain worth having, as a share.  [default: 0.005]")
+    ] = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    threads: options.Threads = None,
+    force: options.Force = False,
+    unsafe_pickle: options.UnsafePickle = False,
+    open_report: options.Open = False,
+) -> None:
+    """Take DATA to a proven student: teacher, baseline, student, verdict, exported file, report."""
+    given = {
+        "name": name,
+        "data": options.data(data, image_size, data_dir, download, max_bad_share, val_fraction),
+        "teacher": {
+            "model": teacher,
+            "epochs": teacher_epochs,
+            "ready": teacher_ready or None,
+            "pretrained": pretrained or None,
+            "weights": teacher_weights,
+        },
+        "student": {"model": student},
+        "train": options.train(epochs, batch_size, lr, weight_decay, clip_norm, augment),
+        "distill": {
+            "method": method,
+            "temperature": temperature,
+            "alpha": alpha,
+            "ce_weight": ce_weight,
+            "kd_weight": kd_weight,
+        },
+        "seeds": seeds,
+        "min_gain": min_gain,
+        **options.machine(device, precision, threads, force, unsafe_pickle),
+    }
+    _run(_load(config, given, words), out, open_report)
+
+
+@app.command()
+def train(
+    data: options.Data = None,
+    config: options.Config = None,
+    words: options.Words = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A torchvision or timm name, one of ours, or module:function.  [default: resnet18]"),
+    ] = None,
+    image_size: options.ImageSize = None,
+    epochs: options.EpochsOption = None,
+    seed: Annotated[int | None, typer.Option(help="Of initial weights and order.  [default: 0]")] = None,
+    batch_size: options.BatchSize = None,
+    lr: options.Lr = None,
+    weight_decay: options.WeightDecay = None,
+    clip_norm: options.ClipNorm = None,
+    augment: options.Augment = None,
+    pretrained: options.Pretrained = False,
+    weights: Annotated[Path | None, typer.Option(help="Start from weights in a local file.")] = None,
+    out: options.Out = None,
+    name: options.Name = None,
+    data_dir: options.DataDir = None,
+    download: options.Download = False,
+    max_bad_share: options.MaxBadShare = None,
+    val_fraction: options.ValFraction = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    threads: options.Threads = None,
+    force: options.Force = False,
+    unsafe_pickle: options.UnsafePickle = False,
+    open_report: options.Open = False,
+) -> None:
+    """Train one model alone, as a teacher for later."""
+    given = {
+        "name": name,
+        "data": options.data(data, image_size, data_dir, download, max_bad_share, val_fraction),
+        "teacher": {"model": model, "seed": seed, "pretrained": pretrained or None, "weights": weights},
+        "train": options.train(epochs, batch_size, lr, weight_decay, clip_norm, augment),
+        **options.machine(device, precision, threads, force, unsafe_pickle),
+    }
+    _run(_load(config, given, words), out, open_report, kind="train")
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")], open_report: options.Open = False
+) -> None:
+    """Go on with a run that was stopped, killed or failed."""
+    from understudy import api
+
+    _show(lambda **ways: api.resume(run, **ways), open_report, run)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")], open_report: options.Open = False
+) -> None:
+    """Make the report of a run anew from its record."""
+    from rich.console import Console
+
+    from understudy import record as records
+    from understudy.report import terminal, write
+
+    record = records.load(run)
+    path = run / "report.html"
+    write(record, path)
+    Console().print(terminal(record, report=path))
+    if open_report:
+        _open(path)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model file or a run folder.", metavar="MODEL")],
+    data: Annotated[str, typer.Argument(help="A folder of images or a data set's name.", metavar="DATA")],
+    split: Annotated[
+        str | None, typer.Option(help="train, val, test or all.  [default: test where the data have one, else all]")
+    ] = None,
+    data_dir: options.DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a model on labelled images."""
+    from understudy import answer
+
+    result = answer.evaluate(model, data, split=split, data_dir=data_dir)
+    print(result.metrics.model_dump_json(indent=1) if as_json else result.text())
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        Path, typer.Argument(help="A model file, a run folder, or an ONNX file of ours.", metavar="MODEL")
+    ],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", metavar="IMAGES...")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Print the class and its probability for each image."""
+    from understudy import answer
+
+    bad = 0
+    for found in answer.predict(model, images):
+        bad += found.problem is not None
+        print(json.dumps(found.as_dict(), ensure_ascii=False) if as_json else found.text())
+    if bad:
+        raise UnderstudyError(f"{bad} of the files could not be read as images; the others are answered above.")
+
+
+DEMO: dict[str, Any] = {
+    "name": "demo",
+    "data": {"source": "digits"},
+    "teacher": {"model": "mnist_large", "epochs": 15},
+    "student": {"model": "mnist_small"},
+    "train": {"epochs": 40, "lr": 3e-3},
+    "distill": {"temperature": 4.0, "alpha": 0.5},
+    "seeds": 3,
+}
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 done, 1 a mistake to mend, 2 wrong usage, 70 a fault of ours, 130 stopped."""
+    import click
+
+    try:
+        code = typer.main.get_command(app).main(prog_name="understudy", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (Interrupted, KeyboardInterrupt, click.Abort):
+        _say("Stopped.")
+        code = 130
+    except UnderstudyError as error:
+        _say(f"Error: {error}")
+        code = 1
+    except BrokenPipeError:
+        # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        _say(_fault(error))
+        code = 70
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _fault(error: Exception) -> str:
+    """Return the sentence for a fault of ours; the traceback goes to a file."""
+    from understudy import storage
+
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
+        return "Error: The memory is full. Try a smaller --batch-size or --image-size."
+    kept = ""
+    try:
+        path = storage.cache_dir() / "fault.txt"
+        storage.write_text(path, f"understudy {__version__}\n{' '.join(sys.argv)}\n{traceback.format_exc()}")
+        kept = f" The details for a bug report are in {path}."
+    except (OSError, UnderstudyError):
+        pass
+    first = (str(error).splitlines() or [""])[0]
+    return f"Error: a fault in understudy ({type(error).__name__}: {first}).{kept}"
+
+
+def _load(file: Path | None, given: dict[str, Any], words: list[str] | None) -> RunConfig:
+    from understudy import config
+
+    return config.load(file, given, words or [])
+
+
+def _run(config: RunConfig, out: Path | None, open_report: bool, kind: str = "distill") -> None:
+    from understudy import api
+
+    folder = out or api.default_folder(config, "train" if kind == "train" else "distill")
+    _show(
+        lambda **ways: api.run(config, folder, kind="train" if kind == "train" else "distill", **ways),
+        open_report,
+        folder,
+    )
+
+
+def _show(work: Callable[..., DistillResult], open_report: bool, folder: Path) -> None:
+    """Do the work with progress, plan and a way to stop; print the table."""
+    from rich.console import Console
+
+    from understudy.display import Display
+    from understudy.report import terminal
+
+    console = Console()
+    begun = time.monotonic()
+    stop = _Stop(folder)
+    with Display(console) as display:
+
+        def announce(plan: Plan) -> None:
+            display.pause()
+            console.print(_plan(plan), markup=False, highlight=False)
+
+        try:
+            result = work(progress=display, announce=announce, stop=stop)
+        except Interrupted:
+            display.pause()
+            _say(f"Stopped; all that was done is kept. Go on with: understudy resume {folder}")
+            raise typer.Exit(130) from None
+    console.print(terminal(result.record, report=result.report))
+    console.print(f"Finished in {time.monotonic() - begun:.0f} s.", highlight=False)
+    if open_report:
+        _open(result.report)
+
+
+def _plan(plan: Plan) -> str:
+    lines = [
+        f"  {step.stage:<9} {step.what}" + (f", about {_time(step.seconds)}" if step.seconds >= 1 else "")
+        for step in plan.steps
+    ]
+    return "\n".join(["Plan", *lines, f"  in all about {_time(plan.seconds)}"])
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class _Stop:
+    """Ctrl-C and `kill` stop a run at the next step, after a checkpoint; a second Ctrl-C stops at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._asked = False
+        self._folder = folder
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        _say("Stopping after this step; press Ctrl-C again to stop at once.")
+
+
+def _open(path: Path) -> None:
+    import webbrowser
+
+    webbrowser.open(path.resolve().as_uri())
+
+
+if __name__ == "__main__":
+    main()

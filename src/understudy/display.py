@@ -1,0 +1,87 @@
+"""Progress on a screen, or as lines in a log: what the command line gives to long work."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINE_SECONDS = 15.0
+
+
+class Display:
+    """A `progress.Progress` with a bar and the time left for every task.
+
+    Where the output is no terminal, a line is printed when a task ends, and every 15 seconds before.
+
+    Args:
+        console: where to print.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("[bold]{task.description:<13}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("after"),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[note]}", markup=True),
+            console=console,
+            transient=False,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._begun: dict[str, float] = {}
+        self._spoken: dict[str, float] = {}
+        self._live = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.pause()
+
+    def pause(self) -> None:
+        """Leave the bars as they are, so that something else can be printed."""
+        if self._live:
+            self._bars.stop()
+            self._live = False
+
+    def __call__(self, task: str, /, *, done: int, total: int, note: str = "") -> None:
+        """Show that `done` of `total` units of `task` are done."""
+        if self._console.is_terminal:
+            self._draw(task, done, total, note)
+        else:
+            self._speak(task, done, total, note)
+
+    def _draw(self, task: str, done: int, total: int, note: str) -> None:
+        if not self._live:
+            self._bars.start()
+            self._live = True
+        if task not in self._tasks:
+            self._tasks[task] = self._bars.add_task(task, total=total, note="")
+        self._bars.update(self._tasks[task], completed=done, total=total, note=_plain(note))
+
+    def _speak(self, task: str, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        begun = self._begun.setdefault(task, now)
+        if done < total and now - self._spoken.setdefault(task, now) < _LINE_SECONDS:
+            return
+        self._spoken[task] = now
+        spent = now - begun
+        left = "" if done >= total or not done else f", {spent / done * (total - done):.0f} s left"
+        share = 100 * done / max(total, 1)
+        self._console.print(f"{task}: {share:.0f} % after {spent:.1f} s{left}  {note}".rstrip(), markup=False)
+
+
+def _plain(note: str) -> str:
+    """Keep names of files from being read as markup."""
+    return note.replace("[", r"\[")

@@ -1,0 +1,102 @@
+"""The options that several commands share, and how they become sections of a configuration. Imported by `cli.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Data = Annotated[
+    str | None,
+    typer.Argument(
+        help="A folder of images, or digits, mnist, fashion_mnist, cifar10, cifar100, pets.", metavar="DATA"
+    ),
+]
+Config = Annotated[Path | None, typer.Option("--config", help="Settings in YAML; options given here go over them.")]
+Words = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as distill.temperature=4.")
+]
+Out = Annotated[Path | None, typer.Option(help="The run folder.  [default: runs/<name>]")]
+Name = Annotated[str | None, typer.Option(help="Name of the run.")]
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        help="A torchvision or timm name, one of ours, a model file, a run folder, or module:function.  "
+        "[default: resnet18]"
+    ),
+]
+ImageSize = Annotated[int | None, typer.Option(help="Side in pixels of what the student sees.  [default: the data's]")]
+EpochsOption = Annotated[int | None, typer.Option("--epochs", help="Epochs of every training.  [default: 20]")]
+BatchSize = Annotated[int | None, typer.Option(help="Images in a step.  [default: 64]")]
+Lr = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.  [default: 0.001]")]
+WeightDecay = Annotated[float | None, typer.Option(help="Of AdamW.  [default: 0.01]")]
+ClipNorm = Annotated[float | None, typer.Option(help="Largest norm of the gradient.  [default: none]")]
+Augment = Annotated[str | None, typer.Option(help="none, light, standard or auto.  [default: auto]")]
+DataDir = Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie.")]
+Download = Annotated[bool, typer.Option("--download", help="Let torchvision download the data set (network).")]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Start the teacher from pretrained weights (network).")]
+TeacherWeights = Annotated[Path | None, typer.Option(help="Start the teacher from weights in a local file.")]
+MaxBadShare = Annotated[
+    float | None, typer.Option(help="Refuse data with a larger share of unreadable files.  [default: 0.05]")
+]
+ValFraction = Annotated[float | None, typer.Option(help="Share held out for validation.  [default: 0.15]")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps.  [default: the best there is]")]
+Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or auto, which measures.  [default: auto]")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.  [default: all cores]")]
+Force = Annotated[bool, typer.Option("--force", help="Go on although the gate refuses the teacher.")]
+UnsafePickle = Annotated[
+    bool, typer.Option("--unsafe-pickle", help="Allow weights in pickle files, which can run any code.")
+]
+Open = Annotated[bool, typer.Option("--open", help="Open the report in a browser at the end.")]
+
+
+def data(
+    source: str | None,
+    image_size: int | None,
+    data_dir: Path | None,
+    download: bool,
+    max_bad_share: float | None,
+    val_fraction: float | None,
+) -> dict[str, Any]:
+    """Return the section `data` of a configuration."""
+    return {
+        "source": source,
+        "image_size": image_size,
+        "data_dir": data_dir,
+        "download": download or None,
+        "max_bad_share": max_bad_share,
+        "val_fraction": val_fraction,
+    }
+
+
+def train(
+    epochs: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    weight_decay: float | None,
+    clip_norm: float | None,
+    augment: str | None,
+) -> dict[str, Any]:
+    """Return the section `train` of a configuration."""
+    return {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "clip_norm": clip_norm,
+        "augment": augment,
+    }
+
+
+def machine(
+    device: str | None, precision: str | None, threads: int | None, force: bool, unsafe_pickle: bool
+) -> dict[str, Any]:
+    """Return what a configuration says of the machine and of safety."""
+    return {
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+        "force": force or None,
+        "unsafe_pickle": unsafe_pickle or None,
+    }

@@ -1,0 +1,10 @@
+"""The stages of a run, from images to an exported student: each done once, skipped ever after, resumed after a kill.
+
+`distill` and `train` run the stages in order; `api.py` calls them. The stages talk through the run folder's record.
+"""
+
+from understudy.pipeline.folder import Run
+from understudy.pipeline.plan import Plan
+from understudy.pipeline.stages import distill, train
+
+__all__ = ["Plan", "Run", "distill", "train"]

@@ -1,0 +1,179 @@
+"""`Run`: a run folder with its record, lock and log, and the rule by which a stage is done or skipped."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from understudy import record as records
+from understudy import storage
+from understudy.config import RunConfig, validate
+from understudy.errors import RunError, UnderstudyError
+from understudy.progress import Progress, silent
+from understudy.record import Record, Stage
+
+Kind = Literal["distill", "train"]
+
+
+class Run:
+    """A run folder that this process owns while `opened` lasts.
+
+    Attributes:
+        folder: where everything is written.
+        config: what was asked for.
+        record: what is known so far; `save` writes it.
+        progress: told of long work.
+        stop: asked by training; True to stop at the next step.
+    """
+
+    def __init__(
+        self, folder: Path, config: RunConfig, record: Record, progress: Progress, stop: Callable[[], bool]
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.record = record
+        self.progress = progress
+        self.stop = stop
+        self._start = time.monotonic()
+        self._before = record.seconds
+
+    @classmethod
+    @contextmanager
+    def opened(
+        cls,
+        folder: Path,
+        config: RunConfig | None,
+        *,
+        kind: Kind = "distill",
+        progress: Progress = silent,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Run]:
+        """Own a run folder: a new one, or one with the same configuration, which then goes on.
+
+        Args:
+            folder: the run folder.
+            config: what is asked for; None takes what the folder holds.
+            kind: of a new run.
+            progress: told of long work.
+            stop: asked by training.
+
+        Raises:
+            RunError: the folder holds another run or other files, or another process owns it.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise RunError("A run uses one process so far: start it without accelerate launch or torchrun.")
+        _refuse_strangers(folder)
+        with storage.own(folder):
+            run = cls(folder, *_enter(folder, config, kind), progress, stop)
+            try:
+                yield run
+            except BaseException as error:
+                run.fail(error)
+                raise
+            run.finish()
+
+    def save(self) -> None:
+        """Write the record."""
+        self.record.seconds = self._before + time.monotonic() - self._start
+        records.save(self.record, self.folder)
+
+    def log(self, text: str) -> None:
+        """Add a line to `log.txt`."""
+        with (
+            storage.disk_errors(self.folder / "log.txt"),
+            (self.folder / "log.txt").open("a", encoding="utf-8") as file,
+        ):
+            file.write(f"{records.now()} {text}\n")
+
+    def key(self, inputs: dict[str, Any]) -> str:
+        """Return the fingerprint of what a stage depends on."""
+        return storage.fingerprint(inputs)
+
+    def stage(self, name: str, inputs: dict[str, Any], outputs: Iterable[str], work: Callable[[], None]) -> None:
+        """Do a stage, unless it was done with the same inputs and its outputs are there.
+
+        Args:
+            name: of the stage.
+            inputs: JSON-able; all that the result depends on.
+            outputs: files, relative to the run folder.
+            work: does it and fills the record.
+        """
+        key = self.key(inputs)
+        done = self.record.stages.get(name)
+        if done and done.inputs == key and all((self.folder / output).exists() for output in outputs):
+            return
+        self.record.stages.pop(name, None)
+        self.log(f"{name}: started")
+        start = time.monotonic()
+        work()
+        seconds = time.monotonic() - start
+        self.record.stages[name] = Stage(inputs=key, seconds=seconds, finished=records.now())
+        self.save()
+        self.log(f"{name}: finished in {seconds:.1f} s")
+
+    def fail(self, error: BaseException) -> None:
+        """Note why the run ended early; what was finished before stays."""
+        self.record.status = "failed"
+        self.record.failure = str(error) if isinstance(error, UnderstudyError) else "stopped before its end"
+        try:
+            self.save()
+            self.log(f"ended early: {self.record.failure}")
+        except (UnderstudyError, OSError):
+            pass  # the first error is the one to tell, and the disk may be full
+
+    def finish(self) -> None:
+        """Note that all stages are done."""
+        if self.record.status != "done":
+            self.record.status, self.record.failure = "done", None
+            self.save()
+            self.log("done")
+
+
+def _refuse_strangers(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file. Choose a folder for the run with --out.")
+    if not folder.is_dir() or (folder / "record.json").exists():
+        return
+    others = [path.name for path in folder.iterdir() if path.name not in (".lock", "config.yaml", "log.txt")]
+    if others:
+        raise RunError(
+            f"{folder} holds files that are no run of ours (such as {others[0]}). Choose another folder with --out."
+        )
+
+
+def _enter(folder: Path, config: RunConfig | None, kind: Kind) -> tuple[RunConfig, Record]:
+    if not (folder / "record.json").exists():
+        if config is None:
+            raise RunError(f"{folder} is not a run folder: it holds no record.json.")
+        return config, _begin(folder, config, kind)
+    record = records.load(folder)
+    known = validate(record.config)
+    if config is not None:
+        if _core(config) != _core(known) or kind != record.kind:
+            raise RunError(
+                f"{folder} already holds another run. Choose another folder with --out, or go on with it by "
+                f"`understudy resume {folder}`."
+            )
+        known, record.config = config, config.model_dump(mode="json")
+    if record.status != "done":
+        record.status = "running"
+    return known, record
+
+
+def _core(config: RunConfig) -> dict[str, Any]:
+    """Return what makes a run the run it is: all but settings that change no result."""
+    return config.model_dump(exclude={"name", "force", "checkpoint_seconds"})
+
+
+def _begin(folder: Path, config: RunConfig, kind: Kind) -> Record:
+    values = config.model_dump(mode="json")
+    storage.write_text(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    record = Record(kind=kind, name=config.name or folder.name, created=records.now(), config=values)
+    records.save(record, folder)
+    return record

@@ -1,0 +1,42 @@
+"""The order of the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from understudy.distillation import methods
+from understudy.pipeline import exporting, judge, plan, trainings
+from understudy.pipeline.folder import Run
+from understudy.pipeline.materials import gather
+from understudy.pipeline.plan import Plan
+
+Announce = Callable[[Plan], None]
+
+
+def distill(run: Run, announce: Announce = lambda plan: None) -> None:
+    """Run all stages: data, teacher, baseline, student, evaluation, verdict, export.
+
+    Args:
+        run: an opened run.
+        announce: told the plan before the long work.
+
+    Raises:
+        UnderstudyError: what the user can mend; finished stages are kept.
+    """
+    methods.find(run.config.distill.method)  # before anything long
+    materials = gather(run)
+    announce(plan.make(run, materials))
+    trainings.teacher(run, materials)
+    for seed in run.config.seeds:
+        trainings.baseline(run, materials, seed)
+        trainings.student(run, materials, seed)
+    judge.evaluate(run, materials)
+    exporting.export(run, materials)
+
+
+def train(run: Run, announce: Announce = lambda plan: None) -> None:
+    """Train one model alone, as a teacher for later, and measure it; arguments as for `distill`."""
+    materials = gather(run)
+    announce(plan.make(run, materials))
+    trainings.teacher(run, materials)
+    judge.evaluate(run, materials)
