@@ -319,7 +319,7 @@ def _show(work: Callable[..., DistillResult], open_report: bool, folder: Path) -
 
         def announce(plan: Plan) -> None:
             display.pause()
-            console.print(_plan(plan), markup=False, highlight=False)
+            console.print(_plan(plan), markup=False, highlight=False, soft_wrap=True)
 
         try:
             result = work(progress=display, announce=announce, stop=stop)

@@ -79,7 +79,8 @@ class Display:
         spent = now - begun
         left = "" if done >= total or not done else f", {spent / done * (total - done):.0f} s left"
         share = 100 * done / max(total, 1)
-        self._console.print(f"{task}: {share:.0f} % after {spent:.1f} s{left}  {note}".rstrip(), markup=False)
+        line = f"{task}: {share:.0f} % after {spent:.1f} s{left}  {note}".rstrip()
+        self._console.print(line, markup=False, soft_wrap=True)
 
 
 def _plain(note: str) -> str:

@@ -8,7 +8,6 @@ and stops on a loss that is not a number. With one process nothing is wrapped.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -41,14 +40,15 @@ class Engine:
 
     Args:
         device: "auto", "cpu", "cuda" or "mps".
-        threads: of torch on the CPU; all cores where None.
+        threads: of torch on the CPU; its own choice, all physical cores, where None.
 
     Raises:
         ConfigError: this machine has no such device.
     """
 
     def __init__(self, *, device: str = "auto", threads: int | None = None) -> None:
-        torch.set_num_threads(threads or os.cpu_count() or 1)
+        if threads:
+            torch.set_num_threads(threads)
         self.accelerator = Accelerator(cpu=device == "cpu")
         self.device: torch.device = self.accelerator.device
         if device != "auto" and self.device.type != device.split(":")[0]:

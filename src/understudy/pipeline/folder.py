@@ -109,6 +109,7 @@ class Run:
         if done and done.inputs == key and all((self.folder / output).exists() for output in outputs):
             return
         self.record.stages.pop(name, None)
+        self.record.status, self.record.failure = "running", None
         self.log(f"{name}: started")
         start = time.monotonic()
         work()
@@ -128,7 +129,7 @@ class Run:
             pass  # the first error is the one to tell, and the disk may be full
 
     def finish(self) -> None:
-        """Note that all stages are done."""
+        """Note that all stages are done; a run that was done before stays as it is."""
         if self.record.status != "done":
             self.record.status, self.record.failure = "done", None
             self.save()

@@ -53,8 +53,6 @@ def _evaluate(run: Run, materials: Materials) -> None:
     if run.record.kind == "distill":
         _judge(run, materials, logits)
         run.record.examples = _examples(run, materials, logits)
-    if run.record.environment is not None:
-        run.record.environment.peak_memory_bytes = profile.peak_rss()
 
 
 def _answers(run: Run, materials: Materials, name: str, split: str, number: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from understudy.distillation import methods
+from understudy.evaluate import profile
 from understudy.pipeline import exporting, judge, plan, trainings
 from understudy.pipeline.folder import Run
 from understudy.pipeline.materials import gather
@@ -32,6 +33,7 @@ def distill(run: Run, announce: Announce = lambda plan: None) -> None:
         trainings.student(run, materials, seed)
     judge.evaluate(run, materials)
     exporting.export(run, materials)
+    _note_memory(run)
 
 
 def train(run: Run, announce: Announce = lambda plan: None) -> None:
@@ -40,3 +42,11 @@ def train(run: Run, announce: Announce = lambda plan: None) -> None:
     announce(plan.make(run, materials))
     trainings.teacher(run, materials)
     judge.evaluate(run, materials)
+    _note_memory(run)
+
+
+def _note_memory(run: Run) -> None:
+    """Keep the largest resident memory of all processes that worked on the run."""
+    if run.record.environment is not None:
+        known = [run.record.environment.peak_memory_bytes, profile.peak_rss()]
+        run.record.environment.peak_memory_bytes = max((value for value in known if value), default=None)
