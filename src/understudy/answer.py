@@ -50,6 +50,8 @@ class Evaluation:
         lines.append(f"NLL {m.nll:.3f}, Brier {m.brier:.3f}, ECE {m.ece:.3f}")
         lines += [f"  {name}: recall {recall:.1%}" for name, recall in m.recall.items() if recall is not None]
         lines += [f"skipped {name}: {why}" for name, why in self.skipped.items()]
+        if self.split in ("all", "train"):
+            lines.append("If the model was trained on some of these images, the figures flatter it.")
         return "\n".join(lines)
 
 

@@ -259,4 +259,5 @@ def _fields_at(path: tuple[int | str, ...]) -> list[str]:
         annotation: Any = section.model_fields[str(part)].annotation
         options = getattr(annotation, "__args__", (annotation,))
         section = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return list(section.model_fields)
+    sugar = ["alpha"] if section is DistillConfig else []
+    return [*section.model_fields, *sugar]
