@@ -101,7 +101,7 @@ def mean_squares(values: NDArray[Any]) -> MeanSquares:
 
 def quantile(freedom: float) -> float:
     """Return the 97.5 % quantile of Student's t; of the normal distribution where `freedom` is infinite."""
-    from scipy import special  # type: ignore[import-untyped, unused-ignore]
+    from scipy import special
 
     return float(special.ndtri(_LEVEL) if math.isinf(freedom) else special.stdtrit(freedom, _LEVEL))
 

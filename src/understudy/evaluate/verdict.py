@@ -56,8 +56,8 @@ def judge(
 ) -> Verdict:
     """Say whether the distilled student beats the same student trained alone.
 
-    BEATS where the 95 % interval of the gain lies above 0, NO GAIN where it ends below `min_gain` (or at 0 or below),
-    otherwise INCONCLUSIVE; with one seed always INCONCLUSIVE.
+    BEATS where the 95 % interval of the gain lies above 0, NO GAIN where it ends below `min_gain`, otherwise
+    INCONCLUSIVE; with one seed always INCONCLUSIVE.
 
     Args:
         student: [seeds, images], whether the distilled student of a seed answers a test image rightly.
@@ -112,7 +112,7 @@ def _outcome(gain: Interval, seeds: int, min_gain: float) -> Outcome:
         return "INCONCLUSIVE"
     if gain.low > 0:
         return "BEATS"
-    return "NO GAIN" if gain.high < min_gain or gain.high <= 0 else "INCONCLUSIVE"
+    return "NO GAIN" if gain.high < min_gain else "INCONCLUSIVE"
 
 
 def _text(outcome: Outcome, gain: Interval, squares: MeanSquares, images: int, min_gain: float) -> str:
@@ -120,7 +120,7 @@ def _text(outcome: Outcome, gain: Interval, squares: MeanSquares, images: int, m
     basis = f"{_count(squares.seeds, 'seed')}, {_count(images, 'test image')}"
     if squares.seeds == 1:
         return (
-            f"Inconclusive: one seed cannot tell luck from gain; use --seeds 3. With this seed {_standing(gain.value)} "
+            f"One seed cannot tell luck from gain; use --seeds 3. With this seed {_standing(gain.value)} "
             f"({_count(images, 'test image')})."
         )
     if outcome == "BEATS":
@@ -133,7 +133,7 @@ def _text(outcome: Outcome, gain: Interval, squares: MeanSquares, images: int, m
         return _no_gain(gain, f"({span}; {basis})", min_gain)
     worth = f"a gain worth having, at least {points(min_gain)} points" if min_gain > 0 else "a gain"
     return (
-        f"Inconclusive: {_standing(gain.value)}, but the {span} ({basis}) leaves room for no gain and for {worth}. "
+        f"{_capital(_standing(gain.value))}, but the {span} ({basis}) leaves room for no gain and for {worth}. "
         f"{_advice(squares, images)}"
     )
 
@@ -155,6 +155,10 @@ def _standing(gain: float) -> str:
     if gain == 0:
         return f"the distilled student is exactly as accurate as {alone}"
     return f"the distilled student is {points(abs(gain))} points {'above' if gain > 0 else 'below'} {alone}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _advice(squares: MeanSquares, images: int) -> str:
