@@ -17,6 +17,7 @@ from understudy.evaluate.gate import (
     check_head,
     examine,
     examine_against_baseline,
+    examine_shift,
     looks_fresh,
     refuse,
     refuses,
@@ -345,3 +346,15 @@ def test_against_the_baseline():
         assert "no better than the student trained alone" in worse.text
     assert "mean of" not in examine_against_baseline(0.9, [0.8]).text
     refuse([worse], force=False)
+
+
+def test_test_images_unlike_the_validation_images():
+    (good, _), (bad, _), (near, _) = _teacher(290), _teacher(240), _teacher(285)
+    finding = examine_shift(good, bad)
+    assert (finding.ok, finding.severity) == (False, "warn")
+    assert (
+        "right on 96.7 % of the validation images and 80.0 % of the test images: the test images differ" in finding.text
+    )
+    assert examine_shift(good, near).ok
+    assert examine_shift(bad, good).ok  # easier test images are no warning
+    refuse([finding], force=False)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from understudy.errors import ModelError
+from understudy.evaluate.intervals import wilson
 from understudy.record import Finding, Metrics
 
 Head = tuple[NDArray[Any], NDArray[Any] | None]
@@ -158,6 +159,20 @@ def examine_against_baseline(teacher_val_accuracy: float, baseline_val_accuracie
     return _finding(
         "baseline",
         f"The teacher is no better than the student trained alone {numbers}: expect little of it, or train it longer.",
+        severity="warn",
+    )
+
+
+def examine_shift(val: Metrics, test: Metrics) -> Finding:
+    """Compare the teacher on validation and test images; a warning where their 95 % intervals lie apart."""
+    low, high = (wilson(round(m.accuracy * m.images), m.images) for m in (test, val))
+    numbers = f"{_percent(val.accuracy)} of the validation images and {_percent(test.accuracy)} of the test images"
+    if high.low <= low.high:
+        return _finding("shift", f"The teacher is right on {numbers}, which fits together.", ok=True, severity="warn")
+    return _finding(
+        "shift",
+        f"The teacher is right on {numbers}: the test images differ from those it learned from, so what was best on "
+        "validation need not be best on them.",
         severity="warn",
     )
 

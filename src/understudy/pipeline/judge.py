@@ -14,7 +14,7 @@ from understudy.evaluate import gate, metrics, profile, verdict
 from understudy.pipeline.folder import Run
 from understudy.pipeline.materials import Materials
 from understudy.pipeline.trainings import load
-from understudy.record import ROLES, Example, Role, RoleSummary
+from understudy.record import ROLES, Example, Finding, Role, RoleSummary
 from understudy.storage import atomic_path
 from understudy.train import answers
 
@@ -50,6 +50,9 @@ def _evaluate(run: Run, materials: Materials) -> None:
     with atomic_path(run.folder / PREDICTIONS) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **logits)
     _summarise(run, materials, logits)
+    teacher = run.record.models["teacher"]
+    if teacher.val is not None and teacher.test is not None:
+        _note(run, gate.examine_shift(teacher.val, teacher.test))
     if run.record.kind == "distill":
         _judge(run, materials, logits)
         run.record.examples = _examples(run, materials, logits)
@@ -123,13 +126,17 @@ def _summarise(run: Run, materials: Materials, logits: dict[str, np.ndarray]) ->
         )
 
 
+def _note(run: Run, finding: Finding) -> None:
+    """Put a finding in the place of an earlier one of the same check."""
+    run.record.gate = [*(other for other in run.record.gate if other.check != finding.check), finding]
+
+
 def _judge(run: Run, materials: Materials, logits: dict[str, np.ndarray]) -> None:
     models = run.record.models
     taught = models["teacher"].val
     alone = [val.accuracy for name in _of_role(run, "baseline") if (val := models[name].val)]
     if taught is not None:
-        run.record.gate = [finding for finding in run.record.gate if finding.check != "baseline"]
-        run.record.gate.append(gate.examine_against_baseline(taught.accuracy, alone))
+        _note(run, gate.examine_against_baseline(taught.accuracy, alone))
     run.record.verdict = verdict.judge(
         _correct(run, materials, logits, "student"),
         _correct(run, materials, logits, "baseline"),
