@@ -92,7 +92,9 @@ def evaluate(model: Path, data: str, *, split: str | None = None, data_dir: Path
     """
     classifier, _ = files.load(model)
     source = open_source(DataConfig(source=data, data_dir=data_dir))
-    gate.refuse([gate.check_classes(classifier.classes, source.classes)], force=False)
+    classes = gate.check_classes(classifier.classes, source.classes)
+    if gate.refuses(classes):
+        raise ModelError(classes.text)
     split, rows = _rows(source, split)
     decoded = _decoded(rows, _reader(source, classifier.spec))
     logits: list[np.ndarray] = []
@@ -139,13 +141,14 @@ def _predict_onnx(model: Path, paths: Sequence[Path]) -> Iterator[Answer]:
 
     labels = onnx.labels(model)
     channels = onnx.describe(model)["input"]["channels"]
+    ask = conformance.predictor(model)
     for path in paths:
         try:
             pixels = decode.decode_upright(path, channels=channels)
         except BadImage as error:
             yield Answer(str(path), problem=str(error))
             continue
-        yield _answer(path, labels, conformance.predict(model, pixels))
+        yield _answer(path, labels, ask(pixels))
 
 
 def _answer(path: Path, classes: Sequence[str], probabilities: np.ndarray) -> Answer:
@@ -156,7 +159,8 @@ def _answer(path: Path, classes: Sequence[str], probabilities: np.ndarray) -> An
 def _logits(classifier: Classifier, frames: np.ndarray) -> np.ndarray:
     sizes = classifier.spec.sizes
     with torch.inference_mode():
-        images = views.whole(torch.from_numpy(frames), sizes[min(1, len(sizes) - 1)])
+        # a copy: Pillow's arrays are read-only, which torch warns of
+        images = views.whole(torch.from_numpy(frames.copy()), sizes[min(1, len(sizes) - 1)])
         return np.asarray(classifier(images).float().numpy())
 
 

@@ -5,6 +5,8 @@ Runs the pipeline, then writes the report from the record. Imported by `cli.py`;
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -175,10 +177,12 @@ def absolute(config: RunConfig) -> RunConfig:
     """Return the configuration with whole paths, so that a run can be resumed from any folder."""
     values = config.model_dump()
     data, teacher = values["data"], values["teacher"]
-    if data["source"] not in BUILTIN:
-        data["source"] = str(Path(data["source"]).expanduser().resolve())
-    if Path(teacher["model"]).exists() and ("/" in teacher["model"] or teacher["model"].endswith(".safetensors")):
-        teacher["model"] = str(Path(teacher["model"]).expanduser().resolve())
+    source, model = Path(data["source"]).expanduser(), Path(teacher["model"]).expanduser()
+    if data["source"] not in BUILTIN and os.path.exists(source):  # else the name is told as it was given
+        data["source"] = str(source.resolve())
+    is_path = "/" in teacher["model"] or model.suffix == ".safetensors" or os.path.exists(model / "record.json")
+    if is_path and os.path.exists(model):
+        teacher["model"] = str(model.resolve())
     for section, key in ((data, "data_dir"), (teacher, "weights")):
         if section[key] is not None:
             section[key] = section[key].expanduser().resolve()
@@ -190,10 +194,18 @@ def _carry_out(opened: Run, announce: Callable[[Plan], None]) -> DistillResult:
     try:
         stages(opened, announce)
         opened.finish()
-    finally:
-        if opened.record.data is not None:
-            report.write(opened.record, opened.folder / REPORT)
+    except BaseException as error:
+        opened.fail(error)  # before the report, which tells of it
+        with contextlib.suppress(Exception):  # the first error is the one to tell
+            _report(opened)
+        raise
+    _report(opened)
     return DistillResult(opened.folder, opened.record)
+
+
+def _report(opened: Run) -> None:
+    if opened.record.data is not None:
+        report.write(opened.record, opened.folder / REPORT)
 
 
 def _combined(settings: Mapping[str, Any] | None, given: Mapping[str, Any]) -> RunConfig:

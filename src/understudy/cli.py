@@ -5,6 +5,7 @@ Every mistake that a user can mend ends as one sentence and exit code 1; no trac
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -182,15 +183,14 @@ def report(
     run: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")], open_report: options.Open = False
 ) -> None:
     """Make the report of a run anew from its record."""
-    from rich.console import Console
-
     from understudy import record as records
+    from understudy.display import Screen
     from understudy.report import terminal, write
 
     record = records.load(run)
     path = run / "report.html"
     write(record, path)
-    Console().print(terminal(record, report=path))
+    Screen().print(terminal(record, report=path))
     if open_report:
         _open(path)
 
@@ -245,16 +245,19 @@ DEMO: dict[str, Any] = {
 }
 
 
+# newer typers carry a click of their own, older ones use the installed one: the class is found by way of one of its own
+_WrongUsage: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 a mistake to mend, 2 wrong usage, 70 a fault of ours, 130 stopped."""
-    import click
-
+    _escape_what_the_terminal_lacks()
     try:
         code = typer.main.get_command(app).main(prog_name="understudy", standalone_mode=False)
-    except click.ClickException as error:
+    except _WrongUsage as error:
         error.show()
         code = error.exit_code
-    except (Interrupted, KeyboardInterrupt, click.Abort):
+    except (Interrupted, KeyboardInterrupt, typer.Abort):
         _say("Stopped.")
         code = 130
     except UnderstudyError as error:
@@ -265,21 +268,35 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
-        _say(_fault(error))
-        code = 70
+        if _memory_is_full(error):
+            _say("Error: The memory is full. Try a smaller --batch-size or --image-size.")
+            code = 1
+        else:
+            _say(_fault(error))
+            code = 70
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _escape_what_the_terminal_lacks() -> None:
+    """A run must not end because a terminal has no sign for a check mark or a letter in a file's name."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def _memory_is_full(error: Exception) -> bool:
+    told = str(error)
+    return isinstance(error, MemoryError) or "can't allocate memory" in told or "out of memory" in told
+
+
 def _fault(error: Exception) -> str:
     """Return the sentence for a fault of ours; the traceback goes to a file."""
     from understudy import storage
 
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
-        return "Error: The memory is full. Try a smaller --batch-size or --image-size."
     kept = ""
     try:
         path = storage.cache_dir() / "fault.txt"
@@ -310,12 +327,10 @@ def _run(config: RunConfig, out: Path | None, open_report: bool, kind: str = "di
 
 def _show(work: Callable[..., DistillResult], open_report: bool, folder: Path) -> None:
     """Do the work with progress, plan and a way to stop; print the table."""
-    from rich.console import Console
-
-    from understudy.display import Display
+    from understudy.display import Display, Screen
     from understudy.report import terminal
 
-    console = Console()
+    console = Screen()
     begun = time.monotonic()
     stop = _Stop(folder)
     with Display(console) as display:

@@ -27,7 +27,7 @@ from understudy.errors import ConfigError, near
 class Section(BaseModel):
     """A part of the configuration: unknown keys are refused, values never change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -105,9 +105,13 @@ class DistillConfig(Section):
     @classmethod
     def _alpha_is_sugar(cls, values: Any) -> Any:
         """Accept `alpha=a` for `ce_weight=1-a, kd_weight=a`."""
-        if not isinstance(values, Mapping) or values.get("alpha") is None:
-            return {key: value for key, value in values.items() if key != "alpha"} if values else values
+        if not isinstance(values, Mapping):
+            return values
         rest = {key: value for key, value in values.items() if key != "alpha"}
+        if values.get("alpha") is None:
+            return rest
+        if not isinstance(values["alpha"], int | float | str):
+            raise ValueError(f"alpha is a number, not {values['alpha']!r}")
         if rest.keys() & {"ce_weight", "kd_weight"}:
             raise ValueError("say either alpha or ce_weight and kd_weight, not both")
         alpha = float(values["alpha"])
@@ -190,7 +194,10 @@ def validate(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: as for `load`.
     """
-    if not (values.get("data") or {}).get("source"):
+    data = values.get("data")
+    if isinstance(data, str):
+        raise ConfigError(f"Setting 'data' is a section: write data.source={data}, or 'source: {data}' below 'data:'.")
+    if not data or (isinstance(data, Mapping) and not data.get("source")):
         raise ConfigError(
             "No data given. Name a folder of images, or one of digits, mnist, cifar10, ... "
             "(data.source in a config file)."
@@ -216,12 +223,19 @@ def _read(file: Path) -> dict[str, Any]:
 
 def merge(values: dict[str, Any], over: Mapping[str, Any]) -> None:
     """Put nested values over others, in place; a None is passed over."""
+    if over.get("alpha") is not None:  # it stands for these two, so it goes over them
+        values.pop("ce_weight", None)
+        values.pop("kd_weight", None)
+    elif any(over.get(key) is not None for key in ("ce_weight", "kd_weight")):
+        values.pop("alpha", None)
     for key, value in over.items():
         if value is None:
             continue
         if isinstance(value, Mapping):
-            inner = values.get(key)
-            values[key] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+            inner = values.get(key, {})
+            if not isinstance(inner, Mapping):
+                raise ConfigError(f"Setting '{key}' is a section, not {inner!r}: name a setting in it.")
+            values[key] = inner = dict(inner)
             merge(inner, value)
         else:
             values[key] = value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from types import TracebackType
 from typing import Self
@@ -10,6 +12,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _LINE_SECONDS = 15.0
+
+
+class Screen(Console):
+    """A console that falls silent when whoever read the output has gone: the work behind it goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Write nowhere from now on; the default ends the program."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Display:

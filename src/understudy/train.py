@@ -136,7 +136,7 @@ class Training:
         task: str = "train",
     ) -> None:
         if data.batch_size < 2 * engine.shard[1]:
-            raise ConfigError(f"A batch of {data.batch_size} images is too small for {engine.shard[1]} processes.")
+            raise ConfigError(f"--batch-size {data.batch_size} is too small: every process needs 2 images a step.")
         self.data, self.val, self.config, self.seed = data, val, config, seed
         self.engine, self.path, self.every, self.stop = engine, path, every, stop
         self.numerics = numerics or Numerics()

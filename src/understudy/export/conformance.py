@@ -7,7 +7,7 @@ the device.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,16 +60,20 @@ def first_line(error: BaseException) -> str:
     return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def predict(path: Path, image: Bytes) -> Floats:
-    """Return the probabilities [classes] that a file gives one image, uint8 [height, width, channels].
+def predictor(path: Path, *, threads: int = 1) -> Callable[[Bytes], Floats]:
+    """Open a file once; return a function from one image, uint8 [height, width, channels], to probabilities [classes].
 
     Raises:
         ModelError: as for `open_session`.
-        DataError: the image is not of the kind that the file takes.
+        DataError: by the function, where an image is not of the kind that the file takes.
     """
-    session = open_session(path, threads=1)
-    answers = _run(session, _batch_of_one(session, image))
-    return answers.reshape(-1)
+    session = open_session(path, threads=threads)
+    return lambda image: _run(session, _batch_of_one(session, image)).reshape(-1)
+
+
+def predict(path: Path, image: Bytes) -> Floats:
+    """Return the probabilities [classes] that a file gives one image; as `predictor`, for a single one."""
+    return predictor(path)(image)
 
 
 def compare(

@@ -68,8 +68,10 @@ class Run:
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise RunError("A run uses one process so far: start it without accelerate launch or torchrun.")
-        _refuse_strangers(folder)
+        _refuse_strangers(folder, resumes=config is None)
         with storage.own(folder):
+            for torn in folder.rglob(".*.tmp"):  # a process was killed while it wrote
+                torn.unlink(missing_ok=True)
             run = cls(folder, *_enter(folder, config, kind), progress, stop)
             try:
                 yield run
@@ -119,7 +121,9 @@ class Run:
         self.log(f"{name}: finished in {seconds:.1f} s")
 
     def fail(self, error: BaseException) -> None:
-        """Note why the run ended early; what was finished before stays."""
+        """Note why the run ended early; what was finished before stays, and so does a run that was done."""
+        if self.record.status != "running":
+            return
         self.record.status = "failed"
         self.record.failure = str(error) if isinstance(error, UnderstudyError) else "stopped before its end"
         try:
@@ -136,7 +140,9 @@ class Run:
             self.log("done")
 
 
-def _refuse_strangers(folder: Path) -> None:
+def _refuse_strangers(folder: Path, *, resumes: bool) -> None:
+    if resumes and not (folder / "record.json").exists():
+        raise RunError(f"{folder} is not a run folder: it holds no record.json.")
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file. Choose a folder for the run with --out.")
     if not folder.is_dir() or (folder / "record.json").exists():
@@ -149,11 +155,13 @@ def _refuse_strangers(folder: Path) -> None:
 
 
 def _enter(folder: Path, config: RunConfig | None, kind: Kind) -> tuple[RunConfig, Record]:
-    if not (folder / "record.json").exists():
-        if config is None:
-            raise RunError(f"{folder} is not a run folder: it holds no record.json.")
+    known_already = (folder / "record.json").exists()
+    if config is None and not known_already:
+        raise RunError(f"{folder} is not a run folder: it holds no record.json.")
+    record = records.load(folder) if known_already else None
+    if config is not None and (record is None or _is_bare(record, folder)):
         return config, _begin(folder, config, kind)
-    record = records.load(folder)
+    assert record is not None
     known = validate(record.config)
     if config is not None:
         if _core(config) != _core(known) or kind != record.kind:
@@ -165,6 +173,11 @@ def _enter(folder: Path, config: RunConfig | None, kind: Kind) -> tuple[RunConfi
     if record.status != "done":
         record.status = "running"
     return known, record
+
+
+def _is_bare(record: Record, folder: Path) -> bool:
+    """Tell whether a run ended before any of its work was done, as one does that was misconfigured."""
+    return not record.stages and not record.models and not any(folder.glob("*/checkpoint-*"))
 
 
 def _core(config: RunConfig) -> dict[str, Any]:

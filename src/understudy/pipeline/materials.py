@@ -17,6 +17,7 @@ from understudy.data import views
 from understudy.data.batches import Epochs, Split, mapped
 from understudy.data.store import Store, open_store
 from understudy.data.views import ViewPolicy
+from understudy.errors import RunError
 from understudy.models import build, files
 from understudy.models.classifier import Classifier
 from understudy.numerics import Choice
@@ -58,6 +59,7 @@ def gather(run: Run) -> Materials:
     config = run.config
     kind = teacher_kind(config)
     store, size = _open(run, kind)
+    _refuse_other_images(run, store)
     engine = Engine(device=config.device, threads=config.threads)
     spec, teacher_spec = _specs(store, size)
     frames = mapped(store.frames_path, store.frames.shape)
@@ -68,10 +70,11 @@ def gather(run: Run) -> Materials:
     choices = _choices(run, store, engine, splits["train"], spec, teacher_spec, kind)
     policy = views.policy(config.train.augment, config.data.source)
     run.record.data = _summary(config, store, size)
-    before = run.record.environment
-    run.record.environment = _environment(run, engine, choices)
-    if before is not None:
-        run.record.environment.peak_memory_bytes = before.peak_memory_bytes
+    if run.record.status == "running":  # of a finished run, what it was made with stays
+        before = run.record.environment
+        run.record.environment = _environment(run, engine, choices)
+        if before is not None:
+            run.record.environment.peak_memory_bytes = before.peak_memory_bytes
     run.save()
     return Materials(store, engine, splits, policy, spec, teacher_spec, choices)
 
@@ -110,6 +113,16 @@ def _open(run: Run, kind: str) -> tuple[Store, int]:
     store = open_store(data, progress=run.progress)
     run.log(f"{len(store.names)} images, {'reused' if store.reused else 'decoded'}")
     return store, wanted or store.image_size
+
+
+def _refuse_other_images(run: Run, store: Store) -> None:
+    """Keep the results of a finished run; one that is not finished starts again with the images as they are."""
+    before = run.record.data
+    if run.record.status == "done" and before is not None and before.fingerprint != store.fingerprint:
+        raise RunError(
+            f"The images of {run.config.data.source} have changed since {run.folder} was finished. "
+            "Choose another folder with --out for a new run."
+        )
 
 
 def _specs(store: Store, size: int) -> tuple[InputSpec, InputSpec]:

@@ -47,6 +47,6 @@ def train(run: Run, announce: Announce = lambda plan: None) -> None:
 
 def _note_memory(run: Run) -> None:
     """Keep the largest resident memory of all processes that worked on the run."""
-    if run.record.environment is not None:
+    if run.record.environment is not None and run.record.status == "running":
         known = [run.record.environment.peak_memory_bytes, profile.peak_rss()]
         run.record.environment.peak_memory_bytes = max((value for value in known if value), default=None)

@@ -24,7 +24,7 @@ WEIGHTS = "model.safetensors"
 def teacher(run: Run, materials: Materials) -> None:
     """Load the teacher, or train it; then check it."""
     inputs = _teacher_inputs(run, materials)
-    run.stage("teacher", inputs, [f"teacher/{WEIGHTS}"], lambda: _make_teacher(run, materials, inputs))
+    run.stage("teacher", inputs, _files("teacher"), lambda: _make_teacher(run, materials, inputs))
     gated = {"weights": run.record.models["teacher"].weights_hash, "data": materials.store.fingerprint}
     if "gate" not in run.record.stages:
         run.stage("gate", gated, [], lambda: _gate(run, materials))
@@ -41,7 +41,7 @@ def baseline(run: Run, materials: Materials, seed: int) -> None:
         objective = Distiller(None, student, label_smoothing=run.config.train.label_smoothing)
         _train(run, materials, objective, student, name, "baseline", seed, run.config.train, inputs)
 
-    run.stage(name, inputs, [f"{name}/{WEIGHTS}"], work)
+    run.stage(name, inputs, _files(name), work)
 
 
 def student(run: Run, materials: Materials, seed: int) -> None:
@@ -69,13 +69,18 @@ def student(run: Run, materials: Materials, seed: int) -> None:
         _train(run, materials, objective, network, name, "student", seed, run.config.train, inputs)
 
     run.record.objective = _objective(run)
-    run.stage(name, inputs, [f"{name}/{WEIGHTS}"], work)
+    run.stage(name, inputs, _files(name), work)
 
 
 def load(run: Run, name: str) -> Classifier:
     """Load a model of the run by the name of its folder."""
     classifier, _ = files.load(run.folder / name / WEIGHTS)
     return classifier
+
+
+def _files(name: str) -> list[str]:
+    """Return the files of a model: weights and card."""
+    return [f"{name}/{WEIGHTS}", f"{name}/{files.card_path(Path(WEIGHTS))}"]
 
 
 def _objective(run: Run) -> Objective:
@@ -104,12 +109,14 @@ def _student_inputs(run: Run, materials: Materials, seed: int) -> dict[str, Any]
 
 def _teacher_inputs(run: Run, materials: Materials) -> dict[str, Any]:
     config = run.config.teacher
-    given = [path for path in (Path(config.model), config.weights) if path is not None and path.is_file()]
+    given = [hash_file(config.weights)] if config.weights else []
+    if teacher_kind(run.config) in ("file", "run"):
+        given.append(files.load(Path(config.model), prefer="teacher")[1].weights)
     return {
         "data": materials.store.fingerprint,
         "views": {**materials.policy.describe(), "seed": VIEW_SEED},
         "teacher": config.model_dump(mode="json"),
-        "files": [hash_file(path) for path in given],
+        "files": given,
         "input": materials.teacher_spec.model_dump(mode="json"),
         "train": run.config.teacher_train.model_dump(mode="json"),
         "numerics": str(materials.choices["teacher"].numerics),
@@ -169,8 +176,6 @@ def _train(
     initial = files.weights_fingerprint(network.net)
     numerics = materials.choices["teacher" if role == "teacher" else "student"].numerics
     place = run.folder / name / f"checkpoint-{run.key(inputs)}.safetensors"
-    for stale in set(place.parent.glob("checkpoint-*.safetensors")) - {place}:
-        stale.unlink()  # of other inputs, such as images that have changed since
     fit = Training(
         objective,
         materials.epochs(config.batch_size),
@@ -186,7 +191,8 @@ def _train(
         task=name,
     ).run()
     _keep(run, materials, network, name, role, seed, fit, inputs, initial=initial)
-    place.unlink(missing_ok=True)
+    for checkpoint in place.parent.glob("checkpoint-*.safetensors"):  # others are of images that have changed since
+        checkpoint.unlink(missing_ok=True)
 
 
 def _keep(
