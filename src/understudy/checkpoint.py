@@ -7,6 +7,8 @@ sums of the running epoch, the best weights so far.
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,16 @@ def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     # safetensors refuses tensors that share memory, as tied weights do
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     with storage.atomic_path(path) as temporary:
-        save_file(copies, temporary, metadata={"format": _FORMAT, "state": json.dumps(state)})
+        try:
+            save_file(copies, temporary, metadata={"format": _FORMAT, "state": json.dumps(state)})
+        except SafetensorError as error:
+            raise _as_os_error(error) from error
+
+
+def _as_os_error(error: SafetensorError) -> Exception:
+    """Return what the system said, such as that the disk is full; safetensors keeps its number in the text only."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else error
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -22,6 +22,9 @@ from pydantic import (
 )
 
 from understudy.errors import ConfigError, near
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+_MOST_SEEDS = 1000
 
 
 class Section(BaseModel):
@@ -48,7 +51,7 @@ class DataConfig(Section):
     """Share of the training images held out where there is no usable validation split."""
     test_fraction: float = Field(0.15, gt=0, lt=0.5)
     """Share of all images held out where there is no test split."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     max_bad_share: float = Field(0.05, ge=0, le=1)
     """Refuse the data when more than this share of the files cannot be read; fewer are skipped and listed."""
 
@@ -84,7 +87,7 @@ class TeacherConfig(Section):
     """The teacher's own budget; the run's by default, as for the next two."""
     lr: PositiveFloat | None = None
     batch_size: PositiveInt | None = None
-    seed: int = 0
+    seed: Seed = 0
 
 
 class StudentConfig(Section):
@@ -108,16 +111,12 @@ class DistillConfig(Section):
         if not isinstance(values, Mapping):
             return values
         rest = {key: value for key, value in values.items() if key != "alpha"}
-        if values.get("alpha") is None:
+        alpha = values.get("alpha")
+        if alpha is None:
             return rest
-        if not isinstance(values["alpha"], int | float | str):
-            raise ValueError(f"alpha is a number, not {values['alpha']!r}")
         if rest.keys() & {"ce_weight", "kd_weight"}:
             raise ValueError("say either alpha or ce_weight and kd_weight, not both")
-        alpha = float(values["alpha"])
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is the share of the distillation term, between 0 and 1, not {alpha:g}")
-        return {**rest, "ce_weight": 1 - alpha, "kd_weight": alpha}
+        return {**rest, **_weights_of(alpha)}
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> DistillConfig:
@@ -126,16 +125,26 @@ class DistillConfig(Section):
         return self
 
 
+def _weights_of(alpha: Any) -> dict[str, float]:
+    try:
+        share = float(alpha)
+    except (TypeError, ValueError):
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ValueError(f"alpha is the share of the distillation term, between 0 and 1, not {alpha!r}")
+    return {"ce_weight": 1 - share, "kd_weight": share}
+
+
 class RunConfig(Section):
     """A whole run."""
 
-    name: str = Field("", pattern=r"^[\w.-]*$")
+    name: str = Field("", pattern=r"^([\w-][\w.-]*)?$")
     data: DataConfig
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
     train: TrainConfig = TrainConfig()
     distill: DistillConfig = DistillConfig()
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1)
     min_gain: float = Field(0.005, ge=0, lt=1)
     """Smallest gain in accuracy worth having, as a share; the verdict NO GAIN rests on it."""
     device: str = "auto"
@@ -153,9 +162,12 @@ class RunConfig(Section):
     @classmethod
     def _number_of_seeds(cls, values: Any) -> Any:
         """Accept a number n of seeds for 0 .. n-1."""
-        if isinstance(values, Mapping) and isinstance(values.get("seeds"), int):
-            return {**values, "seeds": tuple(range(values["seeds"]))}
-        return values
+        seeds = values.get("seeds") if isinstance(values, Mapping) else None
+        if not isinstance(seeds, int):
+            return values
+        if isinstance(seeds, bool) or not 1 <= seeds <= _MOST_SEEDS:
+            raise ValueError(f"'seeds' is a list, or a number of seeds from 1 to {_MOST_SEEDS}, not {seeds}")
+        return {**values, "seeds": tuple(range(seeds))}
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> RunConfig:
@@ -176,7 +188,7 @@ def load(file: Path | None = None, given: Mapping[str, Any] | None = None, words
     Args:
         file: YAML; nothing where None.
         given: nested values that replace the file's; a None is passed over.
-        words: such as `"distill.temperature=4"`; the value is read as YAML.
+        words: such as `"distill.temperature=4"`; the value is read as YAML, and null means the default again.
 
     Raises:
         ConfigError: unreadable YAML, an unknown key (the nearest known one is named), or a value out of range.
@@ -184,7 +196,7 @@ def load(file: Path | None = None, given: Mapping[str, Any] | None = None, words
     values: dict[str, Any] = _read(file) if file else {}
     merge(values, given or {})
     for word in words:
-        merge(values, _parse_word(word))
+        merge(values, _parse_word(word), null_resets=True)
     return validate(values)
 
 
@@ -195,9 +207,7 @@ def validate(values: Mapping[str, Any]) -> RunConfig:
         ConfigError: as for `load`.
     """
     data = values.get("data")
-    if isinstance(data, str):
-        raise ConfigError(f"Setting 'data' is a section: write data.source={data}, or 'source: {data}' below 'data:'.")
-    if not data or (isinstance(data, Mapping) and not data.get("source")):
+    if data is None or (isinstance(data, Mapping) and not data.get("source")):
         raise ConfigError(
             "No data given. Name a folder of images, or one of digits, mnist, cifar10, ... "
             "(data.source in a config file)."
@@ -209,34 +219,56 @@ def validate(values: Mapping[str, Any]) -> RunConfig:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        read = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if isinstance(read, dict):
+            merge(values, read)
     except OSError as error:
         raise ConfigError(f"The configuration {file} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError for a date such as 2024-13-45
         first = str(error).splitlines()[0]
         raise ConfigError(f"The configuration {file} is not valid YAML: {first}.") from None
-    if not isinstance(values, dict):
+    if not isinstance(read, dict):
         raise ConfigError(f"The configuration {file} holds no settings; it should start like 'data:'.")
     return values
 
 
-def merge(values: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Put nested values over others, in place; a None is passed over."""
-    if over.get("alpha") is not None:  # it stands for these two, so it goes over them
-        values.pop("ce_weight", None)
-        values.pop("kd_weight", None)
-    elif any(over.get(key) is not None for key in ("ce_weight", "kd_weight")):
-        values.pop("alpha", None)
+def _without_alpha(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Spell alpha out as the weights it stands for, so that a later layer's alpha or weights replace them."""
+    section = layer.get("distill")
+    if not isinstance(section, Mapping):
+        return layer
+    given = {key: value for key, value in section.items() if value is not None}
+    if "alpha" not in given or given.keys() & {"ce_weight", "kd_weight"}:
+        return layer
+    try:
+        weights = _weights_of(given.pop("alpha"))
+    except ValueError:  # validation says what is wrong
+        return layer
+    return {**layer, "distill": {**given, **weights}}
+
+
+def merge(values: dict[str, Any], over: Mapping[str, Any], *, null_resets: bool = False) -> None:
+    """Put nested values over others, in place; alpha replaces the weights below, and they an alpha below.
+
+    A None is passed over; with `null_resets`, it takes away the value below, so that the default holds again.
+    """
+    _put_over(values, _without_alpha(over), null_resets=null_resets)
+
+
+def _put_over(values: dict[str, Any], over: Mapping[str, Any], *, null_resets: bool) -> None:
     for key, value in over.items():
         if value is None:
+            if null_resets:
+                values.pop(key, None)
             continue
         if isinstance(value, Mapping):
             inner = values.get(key, {})
             if not isinstance(inner, Mapping):
-                raise ConfigError(f"Setting '{key}' is a section, not {inner!r}: name a setting in it.")
+                raise ConfigError(f"Setting '{key}' is a section of settings ({', '.join(value)}), not {inner!r}.")
             values[key] = inner = dict(inner)
-            merge(inner, value)
+            _put_over(inner, value, null_resets=null_resets)
         else:
             values[key] = value
 
@@ -247,7 +279,7 @@ def _parse_word(word: str) -> dict[str, Any]:
         raise ConfigError(f"--set takes section.key=value, such as distill.temperature=4, not '{word}'.")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         value = text
     for key in reversed(path.split(".")):
         value = {key: value}
@@ -262,6 +294,9 @@ def _one_sentence(error: ValidationError) -> str:
         key = str(first["loc"][-1])
         hint = near(key, known) or " Known here: " + ", ".join(known) + "."
         return f"Unknown setting '{where}'.{hint}"
+    if first["type"] == "model_type":
+        known = _fields_at(first["loc"])
+        return f"Setting '{where}' is a section of settings ({', '.join(known)}), not {first['input']!r}."
     message = first["msg"].removeprefix("Value error, ")
     value = "" if isinstance(first["input"], Mapping) else f" (given: {first['input']!r})"
     return f"Setting '{where or 'run'}': {message[:1].lower()}{message[1:]}{value}."

@@ -42,13 +42,13 @@ class Display:
             TimeRemainingColumn(compact=True),
             TextColumn("after"),
             TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[note]}", markup=True),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),  # names of files are no markup
             console=console,
             transient=False,
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._begun: dict[str, float] = {}
+        self._begun: dict[str, tuple[float, int]] = {}
         self._spoken: dict[str, float] = {}
         self._live = False
 
@@ -65,6 +65,9 @@ class Display:
         if self._live:
             self._bars.stop()
             self._live = False
+            for bar in self._tasks.values():  # what is drawn stays; it must not be drawn again
+                self._bars.remove_task(bar)
+            self._tasks.clear()
 
     def __call__(self, task: str, /, *, done: int, total: int, note: str = "") -> None:
         """Show that `done` of `total` units of `task` are done."""
@@ -78,22 +81,17 @@ class Display:
             self._bars.start()
             self._live = True
         if task not in self._tasks:
-            self._tasks[task] = self._bars.add_task(task, total=total, note="")
-        self._bars.update(self._tasks[task], completed=done, total=total, note=_plain(note))
+            self._tasks[task] = self._bars.add_task(task, total=total, completed=done, note=note)
+        self._bars.update(self._tasks[task], completed=done, total=total, note=note)
 
     def _speak(self, task: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()
-        begun = self._begun.setdefault(task, now)
+        begun, first = self._begun.setdefault(task, (now, done))  # a resumed task does not begin at 0
         if done < total and now - self._spoken.setdefault(task, now) < _LINE_SECONDS:
             return
         self._spoken[task] = now
         spent = now - begun
-        left = "" if done >= total or not done else f", {spent / done * (total - done):.0f} s left"
+        left = "" if done >= total or done <= first else f", {spent / (done - first) * (total - done):.0f} s left"
         share = 100 * done / max(total, 1)
         line = f"{task}: {share:.0f} % after {spent:.1f} s{left}  {note}".rstrip()
-        self._console.print(line, markup=False, soft_wrap=True)
-
-
-def _plain(note: str) -> str:
-    """Keep names of files from being read as markup."""
-    return note.replace("[", r"\[")
+        self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import math
 import os
 import platform
 import time
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from understudy import storage
+from understudy.errors import UnderstudyError
 
 _WORTH = 1.15  # a switch must be this much faster, or the noise of the machine would decide
 _WARMUP, _STEPS = 2, 4
@@ -107,7 +109,7 @@ def choose(network: nn.Module, images: Tensor, *, classes: int, requested: str, 
     if seconds[best] * _WORTH > seconds[candidates[0]]:
         best = candidates[0]
     choice = Choice(best, seconds[best])
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnderstudyError):  # no cache only means to measure again next time
         storage.write_json(place, {**asdict(best), "step_seconds": choice.step_seconds})
     return choice
 
@@ -127,9 +129,11 @@ def _read(place: os.PathLike[str]) -> Choice | None:
     try:
         with open(place, encoding="utf-8") as file:
             values = json.load(file)
-        return Choice(Numerics(values["precision"], values["channels_last"]), values["step_seconds"])
+        choice = Choice(Numerics(values["precision"], values["channels_last"]), float(values["step_seconds"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    sound = choice.numerics in CANDIDATES and 0 < choice.step_seconds < math.inf
+    return choice if sound else None
 
 
 def _step_seconds(network: nn.Module, images: Tensor, classes: int, numerics: Numerics) -> float:

@@ -25,7 +25,7 @@ ROLES: tuple[Role, ...] = ("teacher", "baseline", "student")
 class Part(BaseModel):
     """A part of a record; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class InputSpec(Part):
@@ -357,4 +357,5 @@ def load(run: Path) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise RunError(f"{path} is damaged or of another version (at '{where}': {first['msg']}).") from None
+        place = f"at '{where}': " if where else ""
+        raise RunError(f"{path} is damaged or of another version ({place}{first['msg']}).") from None

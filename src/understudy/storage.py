@@ -32,7 +32,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one sentence that names `path`."""
+    """Turn a full or read-only disk, or a name too long for it, into one sentence that names `path`."""
     try:
         yield
     except OSError as error:
@@ -41,7 +41,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"The disk is full: {path} could not be written. What was finished before is kept; "
                 "free some space, then run the same command again."
             ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
             raise UnderstudyError(
                 f"{path} cannot be written ({os.strerror(error.errno)}). Choose another folder with --out, "
                 "or set UNDERSTUDY_CACHE for the cache."

@@ -186,7 +186,8 @@ class Training:
             group["lr"] = rate
         with self.engine.autocast(self.numerics):
             losses: Losses = wrapped(self.numerics.layout(batch.images), batch.labels)
-        (losses.total * self._share(batch)).backward()  # type: ignore[no-untyped-call]
+        share = self._share(batch)
+        (losses.total if share == 1.0 else losses.total * share).backward()  # type: ignore[no-untyped-call]
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip_norm)
         self.optimizer.step()

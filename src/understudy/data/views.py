@@ -192,5 +192,12 @@ def _warp(frames: Tensor, theta: Tensor, size: int) -> Tensor:
     """Resample once for shift, zoom, rotation and flip together; what lies outside is mirrored in."""
     # bilinear sampling reads four pixels: a frame much larger than the view must be made smaller first
     images = whole(frames, size) if frames.shape[-1] > 1.5 * size else frames.float().div_(255)
-    grid = F.affine_grid(theta, [len(frames), 1, size, size], align_corners=False)
+    grid = _grid(theta, size)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _grid(theta: Tensor, size: int) -> Tensor:
+    """Return what `F.affine_grid` returns for squares, [images, size, size, 2]; its product of matrices is slow."""
+    axis = (2 * torch.arange(size, dtype=torch.float32, device=theta.device) + 1) / size - 1
+    along_x, along_y, shift = theta[..., None, None].unbind(2)
+    return (along_x * axis + (along_y * axis[:, None] + shift)).permute(0, 2, 3, 1)

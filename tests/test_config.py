@@ -1,0 +1,395 @@
+"""What a user may write: files, options and words in their order, sugar, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from understudy import errors
+from understudy.config import DistillConfig, RunConfig, TrainConfig, load, merge, validate
+from understudy.errors import ConfigError
+
+DATA = {"data": {"source": "digits"}}
+
+
+def _with(**values: Any) -> RunConfig:
+    return validate({**DATA, **values})
+
+
+def _refused(work: Callable[[], object]) -> str:
+    """Return the sentence that a mistake is answered with."""
+    with pytest.raises(ConfigError) as told:
+        work()
+    text = str(told.value)
+    assert "\n" not in text
+    assert text.endswith((".", "?"))
+    return text
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str | bytes], Path]:
+    def write(content: str | bytes) -> Path:
+        file = tmp_path / "run.yaml"
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        return file
+
+    return write
+
+
+# --- unknown names ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("trian.lr=1", "Unknown setting 'trian'. Did you mean 'train'?"),
+        ("seed=1", "Unknown setting 'seed'. Did you mean 'seeds'?"),
+        ("data.sorce=x", "Unknown setting 'data.sorce'. Did you mean 'source'?"),
+        ("teacher.pretrian=true", "Unknown setting 'teacher.pretrian'. Did you mean 'pretrained'?"),
+        ("student.modle=x", "Unknown setting 'student.modle'. Did you mean 'model'?"),
+        ("train.epoch=3", "Unknown setting 'train.epoch'. Did you mean 'epochs'?"),
+        ("train.LR=3", "Unknown setting 'train.LR'. Did you mean 'lr'?"),
+        ("distill.temprature=3", "Unknown setting 'distill.temprature'. Did you mean 'temperature'?"),
+        ("distill.alhpa=1", "Unknown setting 'distill.alhpa'. Did you mean 'alpha'?"),
+        ("student.zzz=1", "Unknown setting 'student.zzz'. Known here: model."),
+    ],
+)
+def test_an_unknown_key_names_the_near_one(word: str, expected: str) -> None:
+    assert _refused(lambda: load(None, DATA, [word])) == expected
+
+
+def test_an_unknown_key_at_the_top_lists_all_where_none_is_near() -> None:
+    text = _refused(lambda: load(None, DATA, ["zzz=1"]))
+    assert text.startswith("Unknown setting 'zzz'. Known here: name, data, teacher, student, train, distill, seeds")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet81", "Unknown model 'resnet81'. Did you mean 'ResNet18'?"),
+        ("RESNET18", "Unknown model 'RESNET18'. Did you mean 'ResNet18'?"),
+        ("vgg", "Unknown model 'vgg'. Known: ResNet18, cnn3."),
+    ],
+)
+def test_unknown_names_of_any_kind(name: str, expected: str) -> None:
+    assert errors.unknown("model", name, ["cnn3", "ResNet18"]) == expected
+
+
+def test_a_long_list_of_names_is_not_recited() -> None:
+    assert errors.unknown("model", "qqq", [f"net{number}" for number in range(21)]) == "Unknown model 'qqq'."
+
+
+# --- alpha, and the weights that it stands for -----------------------------------------------------------------------
+
+
+def test_alpha_stands_for_two_weights() -> None:
+    config = _with(distill={"alpha": 0.9, "temperature": 3}).distill
+    assert [config.ce_weight, config.kd_weight, config.temperature] == pytest.approx([0.1, 0.9, 3])
+
+
+@given(st.floats(0, 1))
+def test_the_two_weights_of_any_alpha_add_up_to_one(alpha: float) -> None:
+    config = DistillConfig.model_validate({"alpha": alpha})
+    assert config.kd_weight == alpha
+    assert config.ce_weight + config.kd_weight == pytest.approx(1)
+
+
+def test_one_weight_leaves_the_other_at_its_default() -> None:
+    config = _with(distill={"kd_weight": 2}).distill
+    assert (config.ce_weight, config.kd_weight) == (0.5, 2)
+
+
+@pytest.mark.parametrize("weight", ["ce_weight", "kd_weight"])
+def test_alpha_and_a_weight_at_the_same_place_are_at_odds(weight: str) -> None:
+    text = _refused(lambda: _with(distill={"alpha": 0.5, weight: 0.5}))
+    assert text == "Setting 'distill': say either alpha or ce_weight and kd_weight, not both."
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan, math.inf, "much", [0.5]])
+def test_alpha_is_a_share(alpha: object) -> None:
+    assert "alpha is the share of the distillation term, between 0 and 1" in _refused(
+        lambda: _with(distill={"alpha": alpha})
+    )
+
+
+def test_two_zero_weights_leave_nothing_to_learn() -> None:
+    assert "nothing to learn from" in _refused(lambda: _with(distill={"ce_weight": 0, "kd_weight": 0}))
+
+
+def test_a_later_alpha_replaces_the_weights_of_a_file(write: Callable[[str], Path]) -> None:
+    # such as the config.yaml of an earlier run, which spells the weights out
+    file = write("data: {source: digits}\ndistill: {ce_weight: 0.2, kd_weight: 0.7, temperature: 8}\n")
+    unsaid = {"distill": {"ce_weight": None, "kd_weight": None, "alpha": 0.75}}
+    for config in (load(file, unsaid), load(file, None, ["distill.alpha=0.75"])):
+        assert (config.distill.ce_weight, config.distill.kd_weight) == (0.25, 0.75)
+        assert config.distill.temperature == 8
+
+
+def test_a_later_weight_replaces_its_half_of_an_alpha(write: Callable[[str], Path]) -> None:
+    file = write("data: {source: digits}\ndistill: {alpha: 0.75}\n")
+    config = load(file, None, ["distill.ce_weight=1"]).distill
+    assert (config.ce_weight, config.kd_weight) == (1, 0.75)
+
+
+# --- seeds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "seeds"), [(1, (0,)), (3, (0, 1, 2)), ([7], (7,)), ([5, 0, 3], (5, 0, 3)), ((4, 2), (4, 2))]
+)
+def test_seeds_are_a_number_or_a_list(given: object, seeds: tuple[int, ...]) -> None:
+    assert _with(seeds=given).seeds == seeds
+
+
+@pytest.mark.parametrize("given", [0, -1, 1001, True, [], [1, 1], [-1], [2**64], ["x"], [0.5], "three", {"a": 1}])
+def test_seeds_that_make_no_sense(given: object) -> None:
+    assert "seed" in _refused(lambda: _with(seeds=given))
+
+
+# --- files, options, words -------------------------------------------------------------------------------------------
+
+
+def test_words_go_over_options_and_options_over_the_file(write: Callable[[str], Path]) -> None:
+    file = write("data: {source: digits, image_size: 16}\ntrain: {epochs: 1, lr: 0.1, batch_size: 8}\nseeds: [4]\n")
+    given = {"train": {"epochs": 2, "lr": 0.2, "batch_size": None}, "seeds": None, "student": {"model": "mnist_small"}}
+    config = load(file, given, ["train.epochs=3", "data.image_size=32"])
+    assert config.train == TrainConfig(epochs=3, lr=0.2, batch_size=8)
+    assert config.data.image_size == 32
+    assert config.data.source == "digits"
+    assert config.student.model == "mnist_small"
+    assert config.seeds == (4,)
+
+
+def test_nothing_given_is_all_defaults() -> None:
+    assert load(None, DATA) == RunConfig.model_validate(DATA)
+
+
+def test_what_was_given_is_not_changed() -> None:
+    given = {**DATA, "distill": {"alpha": 0.5}, "train": {"lr": 0.1}}
+    load(None, given, ["train.lr=1", "distill.alpha=0.2"])
+    assert given == {**DATA, "distill": {"alpha": 0.5}, "train": {"lr": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("word", "path", "value"),
+    [
+        ("train.lr=1e-3", "train.lr", 0.001),  # a string to YAML 1.1
+        ("train.lr=3", "train.lr", 3.0),
+        ("teacher.pretrained=yes", "teacher.pretrained", True),
+        ("seeds=[4, 5]", "seeds", (4, 5)),
+        ("seeds=2", "seeds", (0, 1)),
+        ("name=a=b", None, "Setting 'name'"),
+        ("data.source=a=b", "data.source", "a=b"),
+        ("name=2024-13-45", "name", "2024-13-45"),  # a date to YAML, and no day
+        ("data={source: folder}", "data.source", "folder"),
+    ],
+)
+def test_words(word: str, path: str | None, value: object) -> None:
+    if path is None:
+        assert str(value) in _refused(lambda: load(None, DATA, [word]))
+        return
+    found: Any = load(None, DATA, [word])
+    for part in path.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_a_null_word_brings_the_default_back(write: Callable[[str], Path]) -> None:
+    file = write("data: {source: digits}\ntrain: {clip_norm: 1.0, epochs: 2}\nteacher: {model: resnet50}\n")
+    config = load(file, None, ["train.clip_norm=null", "train.epochs=", "teacher=null"])
+    assert config == validate({**DATA, "train": {}})
+
+
+@pytest.mark.parametrize("word", ["train.lr", "", "=5"])
+def test_a_word_that_is_none(word: str) -> None:
+    assert _refused(lambda: load(None, DATA, [word])) == (
+        f"--set takes section.key=value, such as distill.temperature=4, not '{word}'."
+    )
+
+
+def test_an_empty_section_means_its_defaults(write: Callable[[str], Path]) -> None:
+    file = write("data: {source: digits}\ntrain:\n  # lr: 3\nseeds:\n")
+    assert load(file) == validate(DATA)
+
+
+def test_a_byte_order_mark_does_no_harm(write: Callable[[bytes], Path]) -> None:
+    assert load(write(b"\xef\xbb\xbfdata: {source: digits}\n")) == validate(DATA)
+
+
+def test_merge_keeps_what_is_not_named() -> None:
+    values: dict[str, Any] = {"a": {"b": 1, "c": 2}, "d": 3}
+    merge(values, {"a": {"b": None, "c": 5, "e": {"f": 6}}, "g": 7})
+    assert values == {"a": {"b": 1, "c": 5, "e": {"f": 6}}, "d": 3, "g": 7}
+
+
+# --- faults of files -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "holds no settings; it should start like 'data:'"),
+        ("# nothing yet\n", "holds no settings"),
+        ("- data\n- train\n", "holds no settings"),
+        ("images", "holds no settings"),
+        (bytes(range(256)), "is not valid YAML: 'utf-8' codec can't decode"),
+        ("data: {source: x}".encode("utf-16"), "is not valid YAML: 'utf-8' codec can't decode"),
+        (b"data\0: x", "is not valid YAML: unacceptable character"),
+        ("data:\n\tsource: x\n", "is not valid YAML: while scanning"),
+        ("data: {source: x\n", "is not valid YAML: while parsing"),
+        ("data: *nowhere\n", "is not valid YAML: found undefined alias"),
+        ("name: 2024-13-45\ndata: {source: x}\n", "is not valid YAML: month must be in 1..12"),
+        ("data: &a {source: x, more: *a}\n", "is not valid YAML: maximum recursion"),
+        ("[" * 20_000, "is not valid YAML: maximum recursion"),
+        ("!!python/object/apply:os.system ['true']", "is not valid YAML: could not determine a constructor"),
+    ],
+)
+def test_files_that_are_no_configuration(
+    content: str | bytes, expected: str, write: Callable[[str | bytes], Path]
+) -> None:
+    file = write(content)
+    text = _refused(lambda: load(file))
+    assert text.startswith(f"The configuration {file} ")
+    assert expected in text
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    none = tmp_path / "none.yaml"
+    assert _refused(lambda: load(none)) == f"The configuration {none} cannot be read: No such file or directory."
+    assert _refused(lambda: load(tmp_path)) == f"The configuration {tmp_path} cannot be read: Is a directory."
+
+
+@pytest.mark.parametrize("values", [{}, {"data": None}, {"data": {}}, {"data": {"source": ""}}])
+def test_no_data(values: dict[str, Any]) -> None:
+    assert _refused(lambda: validate(values)).startswith("No data given. Name a folder of images, or one of digits")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"data": "./images"}, "Setting 'data' is a section of settings (source, "),
+        ({"data": ["images"]}, "Setting 'data' is a section of settings (source, "),
+        ({**DATA, "distill": "kd"}, "Setting 'distill' is a section of settings (method, "),
+        ({**DATA, "distill": 0}, "Setting 'distill' is a section of settings (method, "),
+        ({**DATA, "train": 20}, "Setting 'train' is a section of settings (epochs, "),
+        ({**DATA, "train": {"epochs": {"a": 1}}}, "Setting 'train.epochs': "),
+        ({**DATA, "train": {5: 1}}, "Setting 'train.5': keys should be strings"),
+    ],
+)
+def test_a_value_of_the_wrong_kind(values: dict[str, Any], expected: str) -> None:
+    assert _refused(lambda: validate(values)).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("train", "epochs", 0),
+        ("train", "epochs", 1.5),
+        ("train", "batch_size", -1),
+        ("train", "lr", 0),
+        ("train", "lr", math.inf),
+        ("train", "lr", math.nan),
+        ("train", "lr", "fast"),
+        ("train", "weight_decay", -0.1),
+        ("train", "warmup", 1),
+        ("train", "label_smoothing", 1),
+        ("train", "clip_norm", 0),
+        ("train", "augment", "strong"),
+        ("distill", "temperature", 0),
+        ("distill", "temperature", math.inf),
+        ("distill", "kd_weight", -1),
+        ("data", "image_size", 0),
+        ("data", "channels", "rgb"),
+        ("data", "fit", "stretch"),
+        ("data", "val_fraction", 0.5),
+        ("data", "test_fraction", 0),
+        ("data", "max_bad_share", 1.1),
+        ("data", "split_seed", -1),
+        ("teacher", "seed", 2**63),
+        ("teacher", "epochs", 0),
+        (None, "min_gain", 1),
+        (None, "min_gain", math.nan),
+        (None, "precision", "fp16"),
+        (None, "threads", 0),
+        (None, "checkpoint_seconds", -1),
+        (None, "checkpoint_seconds", math.inf),
+        (None, "name", "a/b"),
+        (None, "name", ".."),
+        (None, "name", "a\n"),
+    ],
+)
+def test_a_value_out_of_range_is_named_and_quoted(section: str | None, key: str, value: object) -> None:
+    values = {section: {**DATA.get(section, {}), key: value}} if section else {key: value}
+    text = _refused(lambda: validate({**DATA, **values}))
+    assert text.startswith(f"Setting '{f'{section}.' if section else ''}{key}': ")
+    assert text.endswith(f"(given: {value!r}).")
+
+
+# --- what comes out --------------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_has_the_run_s_budget_where_it_names_none() -> None:
+    train = {"epochs": 7, "lr": 0.5, "batch_size": 16, "weight_decay": 0.3, "augment": "none"}
+    assert _with(train=train).teacher_train == TrainConfig.model_validate(train)
+    own = _with(train=train, teacher={"epochs": 3, "lr": 0.1}).teacher_train
+    assert own == TrainConfig.model_validate({**train, "epochs": 3, "lr": 0.1})
+    assert _with(train=train, teacher={"batch_size": 4}).teacher_train.batch_size == 4
+
+
+def test_a_configuration_never_changes() -> None:
+    config = _with()
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.lr = 1.0  # type: ignore[misc]
+
+
+_SECTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.text("aÄß_-9", min_size=1),
+        "teacher": st.fixed_dictionaries(
+            {}, optional={"model": st.text(max_size=20), "weights": st.just("a/b.pt"), "epochs": st.integers(1, 99)}
+        ),
+        "train": st.fixed_dictionaries(
+            {},
+            optional={
+                "lr": st.floats(0, 10, exclude_min=True),
+                "clip_norm": st.none() | st.floats(0, 1e30, exclude_min=True),
+                "augment": st.sampled_from(["auto", "none", "light", "standard"]),
+            },
+        ),
+        "distill": st.fixed_dictionaries(
+            {}, optional={"alpha": st.floats(0, 1), "temperature": st.floats(1e-300, 1e300)}
+        ),
+        "seeds": st.integers(1, 9) | st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4, unique=True),
+        "checkpoint_seconds": st.floats(0, 1e6),
+    },
+)
+
+
+@given(st.text(min_size=1), _SECTIONS)
+def test_a_configuration_survives_config_yaml(source: str, values: dict[str, Any]) -> None:
+    config = validate({"data": {"source": source}, **values})
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    assert validate(yaml.safe_load(text)) == config
+
+
+def test_a_saved_configuration_can_be_given_again(tmp_path: Path) -> None:
+    config = _with(distill={"alpha": 0.3}, seeds=[3, 1], train={"clip_norm": None, "lr": 1e-5})
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    assert load(file) == config
+    assert load(file, None, ["seeds=1"]).seeds == (0,)
+
+
+def test_reading_a_configuration_needs_no_torch() -> None:
+    code = "import sys, understudy.config, understudy.record, understudy.storage; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
