@@ -403,7 +403,7 @@ def test_nan_is_shown_as_a_dash_and_never_as_a_word(ten: Record) -> None:
         for name, model in ten.models.items()
     }
     assert ten.verdict is not None
-    gap = records.Interval(value=NAN, low=NAN, high=math.inf)
+    gap = ten.verdict.gain.model_copy(update={"value": NAN, "low": NAN, "high": math.inf})
     verdict = ten.verdict.model_copy(update={"gain": gap, "per_seed": {"0": NAN, "1": 0.01}, "gap_closed": NAN})
     example = ten.examples[0].model_copy(update={"teacher_logits": [NAN] * 10})
     changed = {"models": rotten, "verdict": verdict, "examples": [example, *ten.examples[1:]]}
