@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from understudy import config as configuration
+from understudy import record as records
 from understudy import report
 from understudy.config import RunConfig
 from understudy.data.builtin import BUILTIN
@@ -156,6 +157,13 @@ def resume(
     """Go on with a run where it stopped; arguments as for `run`."""
     with Run.opened(folder, None, progress=progress, stop=stop) as opened:
         return _carry_out(opened, announce)
+
+
+def write_report(folder: Path) -> Path:
+    """Make the report anew from the record of a run; return its path."""
+    path = folder / REPORT
+    report.write(records.load(folder), path)
+    return path
 
 
 def default_folder(config: RunConfig, kind: Kind) -> Path:
