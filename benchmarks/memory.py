@@ -1,8 +1,9 @@
-"""Peak memory as a function of the number of images: decoding a folder, then one epoch of training.
+"""Peak memory as a function of the number of images: decoding a folder, then training.
 
 Two sizes of work: small digits with the demo's student, and 96-pixel grey pictures (such as X-rays) with `cnn3`. Each
-row runs in a process of its own. What is private to the process should not grow with the number of images; what is
-resident does, since decoded images are mapped from a file, but these pages can be taken back at any time.
+row runs in a process of its own and takes the same number of steps, since the heap takes some hundred of them to reach
+its size. What is private to the process should not grow with the number of images; what is resident does, since decoded
+images are mapped from a file, but these pages can be taken back at any time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from understudy.record import InputSpec
 from understudy.train import Engine, Training
 
 THREADS = 2
-COUNTS = (1000, 4000, 16000)
+COUNTS = (2000, 4000, 16000)  # a full batch of validation images, and more
 
 
 class Work(NamedTuple):
@@ -49,18 +50,18 @@ def fill(folder: Path, count: int, side: int) -> None:
         Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(place)
 
 
-def decode_and_train(folder: Path, cache: Path, student: str) -> dict[str, Any]:
+def decode_and_train(folder: Path, cache: Path, student: str, epochs: int) -> dict[str, Any]:
     """Return the peaks after the imports, after decoding, and after training."""
     watch = common.Watch()
     peaks: dict[str, Any] = {"started": watch.peak()._asdict()}
     store = open_store(DataConfig(source=str(folder)), cache=cache)
     peaks |= {"frames_mib": round(store.frames.nbytes / 2**20, 1), "decoded": watch.peak()._asdict()}
-    train(store, student)
+    train(store, student, epochs)
     peaks["trained"] = watch.peak()._asdict()
     return peaks
 
 
-def train(store: Store, student: str) -> None:
+def train(store: Store, student: str, epochs: int) -> None:
     frames = mapped(store.frames_path, store.frames.shape)
     parts = {
         name: Split(frames, store.labels, store.ids, rows, size=store.image_size, device=torch.device("cpu"))
@@ -71,7 +72,7 @@ def train(store: Store, student: str) -> None:
         Distiller(None, build(student, classes=store.classes, spec=spec, seed=0)),
         Epochs(parts["train"], policy=POLICIES["light"], view_seed=0, batch_size=64),
         parts["val"],
-        TrainConfig(epochs=1),
+        TrainConfig(epochs=epochs),
         seed=0,
         engine=Engine(device="cpu", threads=torch.get_num_threads()),
         path=store.frames_path.parent / "checkpoint.safetensors",
@@ -79,20 +80,31 @@ def train(store: Store, student: str) -> None:
     training.run()
 
 
-def measure(name: str, count: int) -> dict[str, Any]:
+def measure(name: str, count: int, epochs: int) -> dict[str, Any]:
     work = WORKS[name]
     with tempfile.TemporaryDirectory() as folder:
         fill(Path(folder) / "images", count, work.side)
-        peaks = common.in_a_process(__file__, "--child", folder, work.student)
-    return {"work": name, "side": work.side, "student": work.student, "images": count, **peaks}
+        peaks = common.in_a_process(__file__, "--child", folder, work.student, str(epochs))
+    return {"work": name, "side": work.side, "student": work.student, "images": count, "epochs": epochs, **peaks}
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    head = ["work", "images", "decoded MiB", "private: started", "decoded", "trained", "resident: decoded", "trained"]
+    head = [
+        "work",
+        "images",
+        "epochs",
+        "decoded MiB",
+        "private: started",
+        "decoded",
+        "trained",
+        "resident: decoded",
+        "trained",
+    ]
     body = [
         [
             f"{row['work']}, {row['side']} px, {row['student']}",
             f"{row['images']:,}",
+            str(row["epochs"]),
             f"{row['frames_mib']:.0f}",
             *(f"{row[stage]['private']:.0f}" for stage in ("started", "decoded", "trained")),
             *(f"{row[stage]['resident']:.0f}" for stage in ("decoded", "trained")),
@@ -105,15 +117,16 @@ def table(results: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="numbers of images [%(default)s]")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     words = parser.parse_args()
     common.pin(THREADS)
     if words.child:
-        root, student = Path(words.child[0]), words.child[1]
-        print(json.dumps(decode_and_train(root / "images", root / "cache", student)))
+        root = Path(words.child[0])
+        print(json.dumps(decode_and_train(root / "images", root / "cache", words.child[1], int(words.child[2]))))
         return
-    results = [measure(name, count) for name in WORKS for count in words.counts]
-    settings = {"batch": 64, "epochs": 1, "augment": "light", "unit": "MiB"}
+    most = max(words.counts)
+    results = [measure(name, count, -(-most // count)) for name in WORKS for count in words.counts]
+    settings = {"batch": 64, "augment": "light", "unit": "MiB"}
     common.write("memory", settings, results, table(results))
 
 
