@@ -21,12 +21,12 @@ import yaml
 import small_runs
 from imagefiles import ordinary_user
 from small_runs import STAGES, snapshot, stripes, weights, words, work_done
-from understudy import api, cli, config, storage
+from understudy import api, cli, config, options, storage
 from understudy import record as records
 from understudy.config import RunConfig
 from understudy.errors import UnderstudyError
 
-COMMANDS = ["demo", "distill", "train", "resume", "report", "evaluate", "predict"]
+COMMANDS = ["demo", "distill", "train", "resume", "report", "evaluate", "predict", "sweep", "cache"]
 SMALL = ["--teacher", "mnist_small", "--student", "mnist_small", "--precision", "fp32", "--threads", "1"]
 
 
@@ -282,6 +282,7 @@ def test_every_option_of_distill_reaches_its_setting(call: Call, asked: list[Run
         "train": default["train"]
         | {"epochs": 3, "batch_size": 8, "lr": 0.5, "weight_decay": 0.125, "clip_norm": 1.5, "augment": "light"},
         "distill": {"method": "kd", "temperature": 5.0, "ce_weight": 0.25, "kd_weight": 2.0},
+        "sweep": None,
         "seeds": [0, 1],
         "min_gain": 0.0625,
         "device": "cpu",
@@ -645,7 +646,7 @@ def test_open_opens_the_report(copied: Path, call: Call, monkeypatch: pytest.Mon
 
 
 def test_the_demo_is_a_valid_run_of_the_digits() -> None:
-    given = config.validate(cli.DEMO)
+    given = config.validate(options.DEMO)
     assert given.data.source == "digits"
     assert len(given.seeds) >= 3
     assert {given.teacher.model, given.student.model} == {"mnist_large", "mnist_small"}

@@ -52,7 +52,7 @@ def write(tmp_path: Path) -> Callable[[str | bytes], Path]:
     ("word", "expected"),
     [
         ("trian.lr=1", "Unknown setting 'trian'. Did you mean 'train'?"),
-        ("seed=1", "Unknown setting 'seed'. Did you mean 'seeds'?"),
+        ("seed=1", "Unknown setting 'seed'. Did you mean 'seeds' or 'sweep'?"),
         ("data.sorce=x", "Unknown setting 'data.sorce'. Did you mean 'source'?"),
         ("teacher.pretrian=true", "Unknown setting 'teacher.pretrian'. Did you mean 'pretrained'?"),
         ("student.modle=x", "Unknown setting 'student.modle'. Did you mean 'model'?"),
@@ -69,7 +69,9 @@ def test_an_unknown_key_names_the_near_one(word: str, expected: str) -> None:
 
 def test_an_unknown_key_at_the_top_lists_all_where_none_is_near() -> None:
     text = _refused(lambda: load(None, DATA, ["zzz=1"]))
-    assert text.startswith("Unknown setting 'zzz'. Known here: name, data, teacher, student, train, distill, seeds")
+    assert text.startswith(
+        "Unknown setting 'zzz'. Known here: name, data, teacher, student, train, distill, sweep, seeds"
+    )
 
 
 @pytest.mark.parametrize(
@@ -339,10 +341,21 @@ def test_a_value_out_of_range_is_named_and_quoted(section: str | None, key: str,
 
 def test_the_teacher_has_the_run_s_budget_where_it_names_none() -> None:
     train = {"epochs": 7, "lr": 0.5, "batch_size": 16, "weight_decay": 0.3, "augment": "none"}
-    assert _with(train=train).teacher_train == TrainConfig.model_validate(train)
+    assert _with(train=train).teacher_train == TrainConfig.model_validate({**train, "views": "online"})
     own = _with(train=train, teacher={"epochs": 3, "lr": 0.1}).teacher_train
-    assert own == TrainConfig.model_validate({**train, "epochs": 3, "lr": 0.1})
+    assert own == TrainConfig.model_validate({**train, "views": "online", "epochs": 3, "lr": 0.1})
     assert _with(train=train, teacher={"batch_size": 4}).teacher_train.batch_size == 4
+
+
+def test_the_teacher_sees_fresh_views_that_are_not_mixed() -> None:
+    both = _with(train={"views": 4, "mix": "cutmix"})
+    assert (both.train.views, both.train.mix) == (4, "cutmix")
+    assert (both.teacher_train.views, both.teacher_train.mix) == ("online", "none")
+
+
+@pytest.mark.parametrize("views", ["0", "-1", "often", "1.5"])
+def test_views_are_a_number_or_online(views: str) -> None:
+    assert "train.views" in _refused(lambda: load(None, DATA, [f"train.views={views}"]))
 
 
 def test_a_configuration_never_changes() -> None:

@@ -157,3 +157,22 @@ def test_cross_entropy_equals_the_slow_loop(smoothing: float) -> None:
 def test_cross_entropy_refuses_labels_of_another_length() -> None:
     with pytest.raises(ValueError, match="do not fit logits"):
         losses.cross_entropy(torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_with_shares_is_the_mean_of_both_labels_by_share(smoothing: float) -> None:
+    logits, _ = _logits(6)
+    first, second = torch.arange(BATCH) % CLASSES, (torch.arange(BATCH) + 2) % CLASSES
+    share = torch.linspace(0, 1, BATCH)
+    shares = torch.zeros(BATCH, CLASSES)
+    shares[torch.arange(BATCH), first] += share
+    shares[torch.arange(BATCH), second] += 1 - share
+    one, other = (losses.cross_entropy(logits, labels, label_smoothing=smoothing) for labels in (first, second))
+    mixed = losses.cross_entropy(logits, shares, label_smoothing=smoothing)
+    torch.testing.assert_close(mixed, share * one + (1 - share) * other)
+
+
+def test_cross_entropy_refuses_shares_of_another_number_of_classes() -> None:
+    logits, _ = _logits(7)
+    with pytest.raises(ValueError, match="do not fit logits"):
+        losses.cross_entropy(logits, torch.ones(BATCH, CLASSES + 1))

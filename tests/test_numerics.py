@@ -177,7 +177,12 @@ def test_a_damaged_kept_file_is_measured_again(
     assert _choose() == Choice(HALF, 0.5)
     file.write_text(content)
     assert _choose() == Choice(PLAIN, 1.0)
-    assert json.loads(file.read_text()) == {"precision": "fp32", "channels_last": False, "step_seconds": 1.0}
+    assert json.loads(file.read_text()) == {
+        "precision": "fp32",
+        "channels_last": False,
+        "compiled": False,
+        "step_seconds": 1.0,
+    }
 
 
 @pytest.mark.parametrize("number", [13, 28, 30])
@@ -234,3 +239,53 @@ def test_a_running_network_answers_the_same_in_any_surroundings(one: Numerics) -
     exact = expected.double()(IMAGES.double()).float()
     error = (answers - exact).abs().max()
     assert error < 1e-5 if one.precision == "fp32" else 1e-5 < error < 0.1
+
+
+# --- compiling -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiles(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Numerics]]:
+    """Let an eager step take 1 s and a compiled one a given time, or fail; compiling takes 20 s."""
+
+    def fake(compiled: float | None) -> list[Numerics]:
+        asked: list[Numerics] = []
+        clock = iter(range(0, 1000, 20))
+
+        def step_seconds(network: nn.Module, images: Tensor, classes: int, candidate: Numerics) -> float:
+            asked.append(candidate)
+            if candidate.compiled and compiled is None:
+                raise RuntimeError("no compiler")
+            return compiled if candidate.compiled and compiled else 1.0
+
+        monkeypatch.setattr(numerics, "_step_seconds", step_seconds)
+        monkeypatch.setattr(numerics, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+        return asked
+
+    return fake
+
+
+COMPILED = Numerics(compiled=True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps", "best"),
+    [
+        (0.5, 0, PLAIN),  # nobody knows how long
+        (0.5, 299, PLAIN),  # too short to try
+        (0.5, 1000, COMPILED),  # saves 500 s for 20
+        (0.95, 500, PLAIN),  # saves 25 s for 20: the noise of the machine would decide
+        (1.5, 10_000, PLAIN),
+        (None, 10_000, PLAIN),  # compiling fails
+    ],
+)
+def test_compiling_must_pay_for_itself(
+    seconds: float | None, steps: int, best: Numerics, compiles: Callable[..., list[Numerics]]
+) -> None:
+    asked = compiles(seconds)
+    first = choose(_Net(), IMAGES, classes=5, requested="fp32", key={}, steps=steps)
+    assert first.numerics == best
+    measured = [PLAIN] if steps < 300 else [PLAIN, COMPILED]
+    assert asked == measured
+    assert choose(_Net(), IMAGES, classes=5, requested="fp32", key={}, steps=steps) == first
+    assert asked == measured, "what was measured is kept, a failure too"

@@ -24,28 +24,43 @@ PYTHON_FILES = [file for folder in ("src", "tests", "benchmarks") for file in so
 
 # A part imports only from rows above its own; parts of one row never import one another.
 ROWS = (
-    {"__version__", "errors", "progress"},
-    {"storage", "config", "losses"},
-    {"record"},
+    {"__version__", "errors", "progress", "launch"},
+    {"storage", "config", "losses", "parts"},
+    {"record", "cachefolder", "costs"},
     {"distillation"},
     {"models", "data", "evaluate", "compress", "export", "checkpoint", "numerics"},
+    {"engine"},
     {"train", "integrations"},
     {"pipeline", "answer"},
-    {"report", "sweep"},
+    {"report", "sweep", "housekeeping"},
     {"api", "display", "options"},
+    {"sweeping", "cachecommands"},
     {"cli"},
     {"__init__", "__main__"},
 )
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}
 # Each of these libraries is known to one part only.
 HOME = {
-    "accelerate": "train",
+    "accelerate": "engine",
+    "optuna": "sweep",
+    "ray": "sweep",
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
     **dict.fromkeys(("lightning", "pytorch_lightning", "fastai", "keras", "transformers"), "integrations"),
 }
-WITHOUT_TORCH = {"errors", "progress", "storage", "config", "record", "report"}
+WITHOUT_TORCH = {
+    "errors",
+    "progress",
+    "launch",
+    "storage",
+    "config",
+    "parts",
+    "record",
+    "cachefolder",
+    "costs",
+    "report",
+}
 # Slow to import, so only the functions that need them do.
-LAZY = {"torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "sklearn", "scipy", "accelerate"}
+LAZY = {"torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "sklearn", "scipy", "accelerate", "optuna", "ray"}
 
 
 def part_of(file: Path) -> str:
@@ -128,7 +143,7 @@ def test_slow_libraries_are_imported_by_functions() -> None:
         ("losses/logits.py", "from understudy.config import RunConfig", "understudy.config.RunConfig", False),
         ("report/html.py", "def f():\n    import torch.nn", "torch.nn", False),
         ("pipeline.py", "from accelerate import Accelerator", "accelerate.Accelerator", False),
-        ("train.py", "from accelerate import Accelerator", "accelerate.Accelerator", True),
+        ("engine.py", "from accelerate import Accelerator", "accelerate.Accelerator", True),
         ("data/store.py", "import onnxruntime as ort", "onnxruntime", False),
     ],
 )

@@ -64,8 +64,7 @@ def names_of(found, split):
 def test_every_frame_belongs_to_its_name_label_and_id(folder, cache):
     found = opened(folder, cache)
     assert found.frames.shape == (26, 1, 12, 12)
-    assert (found.frames.dtype, found.labels.dtype, found.ids.dtype) == (np.uint8, np.int64, np.uint64)
-    assert not found.frames.flags.writeable
+    assert (found.frames[:1].dtype, found.labels.dtype, found.ids.dtype) == (np.uint8, np.int64, np.uint64)
     assert found.classes == ("cat", "dog")
     for row, name in enumerate(found.names):
         assert np.array_equal(found.frames[row], decode_file(folder / name, side=12, channels=1, fit="crop"))
@@ -74,7 +73,7 @@ def test_every_frame_belongs_to_its_name_label_and_id(folder, cache):
     assert (np.diff(found.ids) > 0).all()
     together = np.concatenate(list(found.splits.values()))
     assert sorted(together.tolist()) == list(range(26))
-    assert found.frames_path.read_bytes() == found.frames.tobytes()
+    assert found.frames.path.read_bytes() == found.frames[:].tobytes()
     totals = {name: sum(part[name] for part in found.counts().values()) for name in found.classes}
     assert totals == PETS
 
@@ -86,7 +85,7 @@ def test_digits_are_stored_untouched(cache):
     raw = load_digits()
     assert (found.frame, found.image_size, found.channels) == (8, 8, 1)
     rows = [int(name) for name in found.names]
-    assert np.array_equal(found.frames[:, 0], np.rint(raw.images[rows] * 255 / 16))
+    assert np.array_equal(found.frames[:][:, 0], np.rint(raw.images[rows] * 255 / 16))
     assert np.array_equal(found.labels, raw.target[rows])
     counts = {name: sum(part.values()) for name, part in found.counts().items()}
     assert sum(counts.values()) == 1797
@@ -124,7 +123,7 @@ def test_channels_follow_the_images_or_the_user(tmp_path, cache):
     assert opened(grey, cache).channels == 1
     colour = opened(grey, cache, channels="colour")
     assert colour.frames.shape[1] == 3
-    assert (colour.frames[:, 0] == colour.frames[:, 2]).all()
+    assert (colour.frames[:][:, 0] == colour.frames[:][:, 2]).all()
     put(grey / "cat" / "colour.png", png(77, channels=3))
     mixed = opened(grey, cache)
     assert mixed.channels == 3
@@ -138,8 +137,8 @@ def test_arrays_resize_and_change_channels_like_files(cache):
     assert found.frames.shape[1:] == (3, 16, 16)
     raw = opened("digits", cache)
     row = 5
-    image = Image.fromarray(raw.frames[raw.names.index(found.names[row]), 0])
-    assert np.array_equal(found.frames[row, 1], np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR)))
+    image = Image.fromarray(raw.frames[raw.names.index(found.names[row])][0])
+    assert np.array_equal(found.frames[row][1], np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR)))
 
 
 def test_squash_and_crop_are_kept_apart(tmp_path, cache):
@@ -151,8 +150,8 @@ def test_squash_and_crop_are_kept_apart(tmp_path, cache):
     assert (crop.fit, squash.fit) == ("crop", "squash")
     assert crop.fingerprint != squash.fingerprint
     name = crop.names[0]
-    assert np.array_equal(crop.frames[0, 0], np.asarray(Image.open(tmp_path / "data" / name))[:, 10:30])
-    assert not np.array_equal(crop.frames, squash.frames)
+    assert np.array_equal(crop.frames[0][0], np.asarray(Image.open(tmp_path / "data" / name))[:, 10:30])
+    assert not np.array_equal(crop.frames[:], squash.frames[:])
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path, cache):
@@ -186,7 +185,7 @@ def test_second_opening_reads_and_decodes_nothing(folder, cache, monkeypatch):
     second = opened(folder, cache, progress=log)
     assert (first.reused, second.reused) == (False, True)
     assert log.count("decode") == log.count("read images") == 0
-    assert np.array_equal(first.frames, second.frames)
+    assert np.array_equal(first.frames[:], second.frames[:])
     assert first.fingerprint == second.fingerprint
     assert first.names == second.names
 
@@ -281,8 +280,8 @@ def test_damaged_listing_is_read_anew(folder, cache, damage):
 @pytest.mark.parametrize("damage", ["truncate", "manifest", "no manifest", "no frames"])
 def test_damaged_store_is_built_anew(folder, cache, damage):
     first = opened(folder, cache)
-    frames_file = first.frames_path
-    expected = first.frames.copy()
+    frames_file = first.frames.path
+    expected = first.frames[:]
     if damage == "truncate":
         os.truncate(frames_file, frames_file.stat().st_size - 1)
     elif damage == "manifest":
@@ -291,8 +290,58 @@ def test_damaged_store_is_built_anew(folder, cache, damage):
         (frames_file if damage == "no frames" else frames_file.parent / "manifest.json").unlink()
     second = opened(folder, cache)
     assert not second.reused
-    assert np.array_equal(second.frames, expected)
+    assert np.array_equal(second.frames[:], expected)
     assert opened(folder, cache).reused
+
+
+@pytest.mark.parametrize("left", [0, 1000])
+def test_store_cut_short_while_it_is_in_use_is_told_and_decoded_anew(folder, cache, left):
+    first = opened(folder, cache)
+    expected = first.frames[:]
+    first.frames.check()
+    os.truncate(first.frames.path, left)
+    for use in (first.frames.check, lambda: first.frames[0], lambda: next(first.frames.ahead([np.arange(3)]))):
+        with pytest.raises(
+            DataError, match=r"frames\.u8 was truncated while it was in use\. Run the same command again"
+        ):
+            use()
+    second = opened(folder, cache)
+    assert not second.reused
+    assert np.array_equal(second.frames[:], expected)
+    with pytest.raises(DataError, match="truncated"):  # the new file is another one
+        first.frames.check()
+
+
+def test_store_deleted_while_it_is_in_use_lives_on_and_is_decoded_anew(folder, cache):
+    first = opened(folder, cache)
+    expected = first.frames[:]
+    shutil.rmtree(cache)
+    first.frames.check()
+    assert np.array_equal(first.frames[:], expected)
+    second = opened(folder, cache)
+    assert not second.reused
+    assert second.frames.path.exists()
+    assert np.array_equal(first.frames[:], second.frames[:])
+
+
+def test_store_leaves_no_open_file_behind(folder, cache):
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc")
+
+    def descriptors():
+        return [link for link in map(_target, Path("/proc/self/fd").iterdir()) if link.endswith("frames.u8")]
+
+    found = opened(folder, cache)
+    assert len(descriptors()) == 1  # the map's own, by which it is checked
+    del found
+    assert descriptors() == []
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:  # of the listing itself
+        return ""
 
 
 # ---------------------------------------- bad images
@@ -397,7 +446,7 @@ def progress(task, /, *, done, total, note=""):
     if task == "decode" and sys.argv[3] == "die" and done >= 64:
         os.kill(os.getpid(), 9)
 found = open_store(DataConfig(source=sys.argv[1]), cache=Path(sys.argv[2]), workers=1, progress=progress)
-print(found.reused, found.fingerprint, int(found.frames.astype("u8").sum()))
+print(found.reused, found.fingerprint, int(found.frames[:].astype("u8").sum()))
 """
 
 
@@ -458,7 +507,7 @@ def test_a_builder_waits_for_the_one_at_work_and_takes_its_frames(folder, cache,
 def test_full_disk_is_told_before_anything_is_written(folder, cache, monkeypatch):
     monkeypatch.setattr(storage, "free_bytes", lambda path: 1000)
     with pytest.raises(UnderstudyError, match=r"need 0 MB in .*stores, where 0 MB are free\. Free some space"):
-        opened(folder, cache)
+        opened(folder, cache, store_budget=1)
 
 
 def test_cache_that_cannot_be_written_is_one_sentence_and_a_finished_one_need_not_be():
@@ -546,5 +595,5 @@ def test_chest_xray_as_its_users_have_it(cache):
     second = opened(folder, cache)
     assert second.reused
     assert second.fingerprint == first.fingerprint
-    manifest = json.loads((first.frames_path.parent / "manifest.json").read_text())
+    manifest = json.loads((first.frames.path.parent / "manifest.json").read_text())
     assert (manifest["rows"], manifest["skipped"]) == (5856, {})

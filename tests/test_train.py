@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,11 @@ from understudy import checkpoint
 from understudy.config import TrainConfig
 from understudy.data.batches import Epochs, Split
 from understudy.data.views import POLICIES
-from understudy.distillation import Distiller
+from understudy.distillation import Distiller, Losses
+from understudy.engine import Engine
 from understudy.errors import Interrupted, TrainingError, UnderstudyError
 from understudy.numerics import Numerics, Running
-from understudy.train import Engine, Fit, Training, answers, learning_rate
+from understudy.train import Compiled, Fit, Training, answers, learning_rate
 
 
 def _net(seed: int, width: int = 4) -> nn.Sequential:
@@ -69,6 +71,7 @@ def _training(
     config: TrainConfig = CONFIG,
     student: nn.Module | None = None,
     every: float = 1e9,
+    numerics: Numerics | None = None,
 ) -> Training:
     asked = iter(range(1, 10**9))
     return Training(
@@ -78,6 +81,7 @@ def _training(
         config,
         seed=seed,
         engine=Engine(threads=1),
+        numerics=numerics,
         path=path,
         every=every,
         stop=lambda: next(asked) == stop_at,
@@ -303,3 +307,68 @@ def test_fit_says_how_long_it_took() -> None:
     fit = _training().run()
     assert isinstance(fit, Fit)
     assert fit.seconds == pytest.approx(sum(row.seconds for row in fit.epochs))
+
+
+class _WrongError(RuntimeError):
+    """As the compiler raises it."""
+
+
+_WrongError.__module__ = "torch._dynamo.exc"
+
+
+def test_where_compiling_fails_training_goes_on_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(objective: nn.Module, *, dynamic: bool) -> Callable[..., Losses]:
+        def call(*args: object, **named: object) -> Losses:
+            raise _WrongError("cannot be compiled")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", failing)
+    eager, compiled = _training(), _training(numerics=Numerics(compiled=True))
+    eager.run()
+    compiled.run()
+    assert _weights(compiled) == _weights(eager)
+
+
+def test_an_error_of_the_network_is_not_taken_for_the_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda objective, *, dynamic: objective)
+    training = _training(numerics=Numerics(compiled=True), student=nn.Sequential(nn.Flatten(), nn.Linear(7, 3)))
+    with pytest.raises(RuntimeError, match="shapes"):
+        training.run()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler's own
+def test_a_compiled_step_has_the_same_losses_and_gradients() -> None:
+    eager, compiled = (
+        Distiller(_net(9, width=8), nn.Sequential(*(layer for layer in _net(1) if not isinstance(layer, nn.Dropout))))
+        for _ in range(2)
+    )
+    (batch, *_, small) = Epochs(_split(), policy=POLICIES["light"], view_seed=0, batch_size=16).epoch(0, 0)
+    assert len(small.labels) < 16  # which is not compiled
+    step = Compiled(compiled, batch_size=16)
+    for one in (batch, small):
+        expected, found = eager(one.images, one.labels), step(one.images, one.labels)
+        expected.total.backward()
+        found.total.backward()
+        torch.testing.assert_close(found.parts, expected.parts)
+        torch.testing.assert_close(found.logits, expected.logits)
+        assert step._forward is not None, "it was compiled"
+    for ours, theirs in zip(compiled.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_answers_take_smaller_batches_where_the_memory_is_full() -> None:
+    class Greedy(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            batches.append(len(images))
+            if len(images) > 20:
+                raise torch.OutOfMemoryError
+            return images.flatten(1)[:, :3]
+
+    batches: list[int] = []
+    split = _split()
+    found = answers(Greedy(), split)
+    assert max(batches) > 20  # it was tried
+    assert batches[-1] <= 20
+    np.testing.assert_array_equal(found, torch.cat(list(split.whole(90))).flatten(1)[:, :3].numpy())

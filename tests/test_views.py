@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.data import views
-from understudy.data.batches import Epochs, Split, hash_seed
+from understudy.data.batches import Batch, Epochs, Split, hash_seed
+from understudy.data.mixing import Mix
 from understudy.data.views import POLICIES, ViewPolicy
 from understudy.errors import ConfigError
 
@@ -208,3 +209,16 @@ def test_seeds_of_orders_do_not_collide() -> None:
     seeds = {hash_seed(seed, epoch) for seed in range(60) for epoch in range(60)}
     assert len(seeds) == 3600
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("mix", [None, Mix("mixup"), Mix("cutmix")])
+def test_views_drawn_batch_by_batch_are_the_same(mix: Mix | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def batches() -> list[Batch]:
+        epochs = Epochs(_split(), policy=POLICIES["standard"], view_seed=0, batch_size=10, mix=mix)
+        return list(epochs.epoch(3, 1))
+
+    at_once = batches()
+    monkeypatch.setattr("understudy.data.batches._DRAWN_AT_ONCE", 0)
+    for one, other in zip(batches(), at_once, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)

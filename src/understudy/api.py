@@ -19,12 +19,13 @@ from understudy import report
 from understudy.config import RunConfig
 from understudy.data.builtin import BUILTIN
 from understudy.errors import ModelError, RunError
-from understudy.pipeline import Plan, Run
+from understudy.pipeline import Forecast, Plan, Run, forecast, together
 from understudy.pipeline import distill as distill_stages
 from understudy.pipeline import train as train_stages
 from understudy.pipeline.folder import Kind
 from understudy.progress import Progress, silent
 from understudy.record import Record, Verdict
+from understudy.sweep import sweep as sweep_stages
 
 if TYPE_CHECKING:
     from understudy.models.classifier import Classifier
@@ -99,7 +100,8 @@ def distill(
         alpha: share of the distillation term; 0.5 by default.
         seeds: how many students, and how many baselines; 3 by default.
         out: the run folder; `runs/<data>-<teacher>-<student>` by default.
-        settings: any other setting of `understudy.config.RunConfig`, nested: `{"train": {"lr": 3e-3}}`.
+        settings: any other setting of `understudy.config.RunConfig`, nested: `{"train": {"lr": 3e-3}}`. A section
+            `sweep` tries many objectives and judges the best: `{"sweep": {"alpha": [0, 0.5, 1]}}`.
         progress: told of long work.
 
     Raises:
@@ -143,8 +145,27 @@ def run(
         UnderstudyError: what can be mended, in a sentence.
     """
     folder = folder or default_folder(config, kind)
-    with Run.opened(folder, absolute(config), kind=kind, progress=progress, stop=stop) as opened:
+    if together.follows():
+        return _followed(folder, stop)
+    with (
+        together.leading() as others,
+        Run.opened(folder, absolute(config), kind=kind, progress=progress, stop=stop, others=others) as opened,
+    ):
         return _carry_out(opened, announce)
+
+
+def dry_run(config: RunConfig, folder: Path | None = None, *, progress: Progress = silent) -> Forecast:
+    """Return what a distillation would cost in time, disk and memory; nothing is trained, no run folder is written.
+
+    Args:
+        config: what is asked for.
+        folder: the run folder; `default_folder(config, "distill")` where None. What is done there costs nothing more.
+        progress: told of long work.
+
+    Raises:
+        UnderstudyError: what can be mended, in a sentence.
+    """
+    return forecast(absolute(config), folder or default_folder(config, "distill"), progress=progress)
 
 
 def resume(
@@ -155,7 +176,12 @@ def resume(
     stop: Callable[[], bool] = lambda: False,
 ) -> DistillResult:
     """Go on with a run where it stopped; arguments as for `run`."""
-    with Run.opened(folder, None, progress=progress, stop=stop) as opened:
+    if together.follows():
+        return _followed(folder, stop)
+    with (
+        together.leading() as others,
+        Run.opened(folder, None, progress=progress, stop=stop, others=others) as opened,
+    ):
         return _carry_out(opened, announce)
 
 
@@ -170,6 +196,7 @@ def default_folder(config: RunConfig, kind: Kind) -> Path:
     """Return `runs/<name>`, the name made of the data and the models where none is given."""
     parts = [Path(config.data.source).name, _short(config.teacher.model)]
     parts += [_short(config.student.model)] if kind == "distill" else []
+    parts += ["sweep"] if kind == "distill" and config.sweep is not None else []
     return Path("runs") / (config.name or "-".join(part for part in parts if part))
 
 
@@ -189,10 +216,14 @@ def absolute(config: RunConfig) -> RunConfig:
     return configuration.validate(values)
 
 
+def _followed(folder: Path, stop: Callable[[], bool]) -> DistillResult:
+    together.follow(stop)
+    return DistillResult(folder, records.load(folder))
+
+
 def _carry_out(opened: Run, announce: Callable[[Plan], None]) -> DistillResult:
-    stages = distill_stages if opened.record.kind == "distill" else train_stages
     try:
-        stages(opened, announce)
+        _stages(opened)(opened, announce)
         opened.finish()
     except BaseException as error:
         opened.fail(error)  # before the report, which tells of it
@@ -201,6 +232,12 @@ def _carry_out(opened: Run, announce: Callable[[Plan], None]) -> DistillResult:
         raise
     _report(opened)
     return DistillResult(opened.folder, opened.record)
+
+
+def _stages(opened: Run) -> Callable[[Run, Callable[[Plan], None]], None]:
+    if opened.record.kind == "train":
+        return train_stages
+    return sweep_stages if opened.config.sweep is not None else distill_stages
 
 
 def _report(opened: Run) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import sys
 import time
 import traceback
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from understudy import __version__, options
+from understudy import __version__, cachecommands, options, sweeping
 from understudy.errors import Interrupted, UnderstudyError
+from understudy.launch import Stop, launched
 
 if TYPE_CHECKING:
     from understudy.api import DistillResult
@@ -51,7 +51,7 @@ def demo(
     """Run the main job on the handwritten digits that ship with scikit-learn: about a minute, no network."""
     from understudy import config
 
-    _run(config.validate(DEMO), out, open_report)
+    _run(config.validate(options.DEMO), out, open_report)
 
 
 @app.command()
@@ -77,6 +77,8 @@ def distill(
     weight_decay: options.WeightDecay = None,
     clip_norm: options.ClipNorm = None,
     augment: options.Augment = None,
+    views: options.Views = None,
+    mix: options.Mix = None,
     teacher_ready: Annotated[
         bool, typer.Option("--teacher-ready", help="module:function returns a trained model.")
     ] = False,
@@ -97,6 +99,8 @@ def distill(
     force: options.Force = False,
     unsafe_pickle: options.UnsafePickle = False,
     open_report: options.Open = False,
+    dry_run: options.DryRun = False,
+    as_json: options.DryJson = False,
 ) -> None:
     """Take DATA to a proven student: teacher, baseline, student, verdict, exported file, report."""
     given = {
@@ -110,7 +114,7 @@ def distill(
             "weights": teacher_weights,
         },
         "student": {"model": student},
-        "train": options.train(epochs, batch_size, lr, weight_decay, clip_norm, augment),
+        "train": options.train(epochs, batch_size, lr, weight_decay, clip_norm, augment, views, mix),
         "distill": {
             "method": method,
             "temperature": temperature,
@@ -122,7 +126,14 @@ def distill(
         "min_gain": min_gain,
         **options.machine(device, precision, threads, force, unsafe_pickle),
     }
-    _run(_load(config, given, words), out, open_report)
+    if not dry_run:
+        return _run(_load(config, given, words), out, open_report)
+    from understudy import api
+    from understudy.display import Display, Screen
+
+    with Display(Screen(stderr=True)) as display:
+        found = api.dry_run(_load(config, given, words), out, progress=display)
+    return print(json.dumps(found.as_dict(), indent=1) if as_json else found.text())
 
 
 @app.command()
@@ -231,19 +242,8 @@ def predict(
         raise UnderstudyError(f"{bad} of the files could not be read as images; the others are answered above.")
 
 
-DEMO: dict[str, Any] = {
-    "name": "demo",
-    "data": {"source": "digits"},
-    "teacher": {"model": "mnist_large", "epochs": 15},
-    "student": {"model": "mnist_small"},
-    "train": {"epochs": 40, "lr": 3e-3},
-    "distill": {"temperature": 4.0, "alpha": 0.5},
-    "seeds": 3,
-    # so small that a second thread only waits, and the same result on every machine of a kind
-    "threads": 1,
-    "precision": "fp32",
-}
-
+sweeping.add(app, lambda config, given, words, out, open_report: _run(_load(config, given, words), out, open_report))
+app.add_typer(cachecommands.app, name="cache")
 
 # newer typers carry a click of their own, older ones use the installed one: the class is found by way of one of its own
 _WrongUsage: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -252,28 +252,25 @@ _WrongUsage: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__na
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 a mistake to mend, 2 wrong usage, 70 a fault of ours, 130 stopped."""
     _escape_what_the_terminal_lacks()
+    if launched()[1] > 1:  # what torch says of connections that end is no news
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        code = typer.main.get_command(app).main(prog_name="understudy", standalone_mode=False)
+        words = sweeping.spread(sys.argv[1:])
+        code = typer.main.get_command(app).main(words, prog_name="understudy", standalone_mode=False)
     except _WrongUsage as error:
-        error.show()
+        if launched()[0] == 0:
+            error.show()
         code = error.exit_code
     except (Interrupted, KeyboardInterrupt, typer.Abort):
         _say("Stopped.")
         code = 130
-    except UnderstudyError as error:
-        _say(f"Error: {error}")
-        code = 1
     except BrokenPipeError:
         # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
-        if _memory_is_full(error):
-            _say("Error: The memory is full. Try a smaller --batch-size or --image-size.")
-            code = 1
-        else:
-            _say(_fault(error))
-            code = 70
+        sentence, code = _sentence(error)
+        _say(sentence)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -285,7 +282,17 @@ def _escape_what_the_terminal_lacks() -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    if launched()[0] == 0:  # of several processes, the first speaks for all
+        print(text, file=sys.stderr)
+
+
+def _sentence(error: Exception) -> tuple[str, int]:
+    """Return what to say of an error, and the exit code."""
+    if isinstance(error, UnderstudyError):
+        return f"Error: {error}", 1
+    if _memory_is_full(error):
+        return "Error: The memory is full. Try a smaller --batch-size or --image-size.", 1
+    return _fault(error), 70
 
 
 def _memory_is_full(error: Exception) -> bool:
@@ -327,17 +334,21 @@ def _run(config: RunConfig, out: Path | None, open_report: bool, kind: str = "di
 
 def _show(work: Callable[..., DistillResult], open_report: bool, folder: Path) -> None:
     """Do the work with progress, plan and a way to stop; print the table."""
+    if launched()[0] > 0:
+        _follow(work)
+        return
+    from understudy import engine
     from understudy.display import Display, Screen
     from understudy.report import terminal
 
     console = Screen()
     begun = time.monotonic()
-    stop = _Stop(folder)
+    stop = Stop(_say)
     with Display(console) as display:
 
         def announce(plan: Plan) -> None:
             display.pause()
-            console.print(_plan(plan), markup=False, highlight=False, soft_wrap=True)
+            console.print(plan.text(), markup=False, highlight=False, soft_wrap=True)
 
         try:
             result = work(progress=display, announce=announce, stop=stop)
@@ -345,43 +356,29 @@ def _show(work: Callable[..., DistillResult], open_report: bool, folder: Path) -
             display.pause()
             _say(f"Stopped; all that was done is kept. Go on with: understudy resume {folder}")
             raise typer.Exit(130) from None
+    engine.depart()
     console.print(terminal(result.record, report=result.report))
     console.print(f"Finished in {time.monotonic() - begun:.0f} s.", highlight=False)
     if open_report:
         _open(result.report)
 
 
-def _plan(plan: Plan) -> str:
-    lines = [
-        f"  {step.stage:<9} {step.what}" + (f", about {_time(step.seconds)}" if step.seconds >= 1 else "")
-        for step in plan.steps
-    ]
-    return "\n".join(["Plan", *lines, f"  in all about {_time(plan.seconds)}"])
+def _follow(work: Callable[..., DistillResult]) -> None:
+    """Do this process's share of the work; only what goes wrong in it alone is said."""
+    from understudy import engine
+    from understudy.pipeline.together import MainProcessError
 
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-class _Stop:
-    """Ctrl-C and `kill` stop a run at the next step, after a checkpoint; a second Ctrl-C stops at once."""
-
-    def __init__(self, folder: Path) -> None:
-        self._asked = False
-        self._folder = folder
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-
-    def __call__(self) -> bool:
-        return self._asked
-
-    def _ask(self, number: int, frame: object) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-        _say("Stopping after this step; press Ctrl-C again to stop at once.")
+    try:
+        work(stop=Stop(_say))
+    except MainProcessError:
+        raise typer.Exit(1) from None
+    except Interrupted:
+        raise typer.Exit(130) from None
+    except Exception as error:
+        sentence, code = _sentence(error)
+        print(f"In process {launched()[0]}: {sentence}", file=sys.stderr)
+        raise typer.Exit(code) from None
+    engine.depart()
 
 
 def _open(path: Path) -> None:

@@ -54,6 +54,9 @@ class DataConfig(Section):
     split_seed: Seed = 0
     max_bad_share: float = Field(0.05, ge=0, le=1)
     """Refuse the data when more than this share of the files cannot be read; fewer are skipped and listed."""
+    store_budget: PositiveFloat | None = None
+    """Gigabytes that the decoded images may take on the disk; beyond that they are decoded anew whenever they are
+    used. By default as much as leaves 10 % of the disk free, or 5 GB where that is less."""
 
 
 class TrainConfig(Section):
@@ -71,6 +74,12 @@ class TrainConfig(Section):
     """Largest norm of the whole gradient; none by default."""
     augment: Literal["auto", "none", "light", "standard"] = "auto"
     """How far a training view may differ from its image; see `understudy.data.views`."""
+    views: PositiveInt | Literal["online"] = 16
+    """How many distinct views an image has, each seen by the teacher once for all trainings; `online`: another view in
+    every epoch, the teacher running along."""
+    mix: Literal["none", "mixup", "cutmix"] = "none"
+    mix_alpha: PositiveFloat = 1.0
+    """The share of an image in a mixed one is drawn from Beta(mix_alpha, mix_alpha)."""
 
 
 class TeacherConfig(Section):
@@ -135,6 +144,47 @@ def _weights_of(alpha: Any) -> dict[str, float]:
     return {"ce_weight": 1 - share, "kd_weight": share}
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class SweepConfig(Section):
+    """Many cells instead of one objective: what to vary, and how to spread the trials.
+
+    A setting that is not varied keeps the value that the rest of the configuration gives it. Where nothing is named,
+    alpha and temperature are varied.
+    """
+
+    alpha: tuple[Share, ...] = ()
+    """Shares of the distillation term; 0 is the student trained alone."""
+    temperature: tuple[PositiveFloat, ...] = ()
+    method: tuple[str, ...] = ()
+    lr: tuple[PositiveFloat, ...] = ()
+    student: tuple[str, ...] = ()
+    trials: PositiveInt | None = None
+    """Search this many cells between the smallest and the largest values with Optuna, instead of all combinations."""
+    search_seed: Seed = 0
+    workers: PositiveInt | None = None
+    """Trials at a time on this machine; one for each core by default, one on a GPU."""
+    ray: str | None = None
+    """Address of a Ray cluster that carries out the trials; "local" starts one on this machine."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, values: Any) -> Any:
+        """Accept a single value for a list of one; vary alpha and temperature where nothing is named."""
+        if not isinstance(values, Mapping):
+            return values
+        given = {
+            key: (value,) if key in VARIED and isinstance(value, str | int | float) else value
+            for key, value in values.items()
+        }
+        return given if any(given.get(key) for key in VARIED) else {**given, **_SWEPT}
+
+
+VARIED = ("alpha", "temperature", "method", "lr", "student")
+_SWEPT = {"alpha": (0.0, 0.25, 0.5, 0.75, 1.0), "temperature": (1.0, 2.0, 4.0, 8.0, 16.0)}
+
+
 class RunConfig(Section):
     """A whole run."""
 
@@ -144,6 +194,8 @@ class RunConfig(Section):
     student: StudentConfig = StudentConfig()
     train: TrainConfig = TrainConfig()
     distill: DistillConfig = DistillConfig()
+    sweep: SweepConfig | None = None
+    """Search for the best objective before it is judged."""
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1)
     min_gain: float = Field(0.005, ge=0, lt=1)
     """Smallest gain in accuracy worth having, as a share; the verdict NO GAIN rests on it."""
@@ -176,10 +228,16 @@ class RunConfig(Section):
         return self
 
     @property
+    def temperatures(self) -> tuple[float, ...]:
+        """All temperatures that students are taught with."""
+        return (self.distill.temperature, *(self.sweep.temperature if self.sweep else ()))
+
+    @property
     def teacher_train(self) -> TrainConfig:
-        """The teacher's budget and recipe."""
+        """The teacher's budget and recipe: its views are always fresh, and never mixed."""
         own = {key: getattr(self.teacher, key) for key in ("epochs", "lr", "batch_size")}
-        return self.train.model_copy(update={key: value for key, value in own.items() if value is not None})
+        given = {key: value for key, value in own.items() if value is not None}
+        return self.train.model_copy(update={"views": "online", "mix": "none", **given})
 
 
 def load(file: Path | None = None, given: Mapping[str, Any] | None = None, words: Iterable[str] = ()) -> RunConfig:

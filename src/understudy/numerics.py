@@ -12,8 +12,9 @@ import math
 import os
 import platform
 import time
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,8 @@ from understudy.errors import UnderstudyError
 
 _WORTH = 1.15  # a switch must be this much faster, or the noise of the machine would decide
 _WARMUP, _STEPS = 2, 4
+_WORTH_A_TRIAL = 300.0  # seconds of training: compiling takes 10 to 40 of them
+_NEVER = 1e9  # seconds a step
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,12 @@ class Numerics:
 
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
+    compiled: bool = False
+    """Training steps run through `torch.compile`."""
 
     def __str__(self) -> str:
-        return self.precision + (" channels-last" if self.channels_last else "")
+        words = [self.precision, "channels-last" if self.channels_last else "", "compiled" if self.compiled else ""]
+        return " ".join(word for word in words if word)
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
         """Return the context in which forward passes run."""
@@ -84,11 +90,16 @@ class Choice:
 
 def parse(text: str) -> Numerics:
     """Return the numerics that `str` wrote."""
-    return next(candidate for candidate in CANDIDATES if str(candidate) == text)
+    precision, *words = text.split()
+    return Numerics("bf16" if precision == "bf16" else "fp32", "channels-last" in words, "compiled" in words)
 
 
-def choose(network: nn.Module, images: Tensor, *, classes: int, requested: str, key: dict[str, object]) -> Choice:
+def choose(
+    network: nn.Module, images: Tensor, *, classes: int, requested: str, key: dict[str, object], steps: int = 0
+) -> Choice:
     """Measure a training step of `network` and choose the fastest numerics.
+
+    Compiling is tried only where the steps to come take so long that it could pay for itself, and taken where it does.
 
     Args:
         network: from images to logits; it is not changed.
@@ -96,10 +107,18 @@ def choose(network: nn.Module, images: Tensor, *, classes: int, requested: str, 
         classes: how many logits it returns.
         requested: "auto" measures all candidates; "fp32" or "bf16" is obeyed, and only timed.
         key: what names network and batch; with the machine, it names the kept choice.
+        steps: of all trainings to come; 0 where nobody knows.
     """
-    place = (
-        storage.cache_dir() / "numerics" / f"{storage.fingerprint(key | _machine(images) | {'asked': requested})}.json"
-    )
+    eager = _choose_eager(network, images, classes, requested, key | _machine(images) | {"asked": requested})
+    if steps * eager.step_seconds < _WORTH_A_TRIAL:
+        return eager
+    trial = _compiled(network, images, classes, eager, key | _machine(images))
+    saved = steps * (eager.step_seconds - trial.choice.step_seconds)
+    return trial.choice if saved > 2 * trial.compile_seconds else eager
+
+
+def _choose_eager(network: nn.Module, images: Tensor, classes: int, requested: str, key: dict[str, object]) -> Choice:
+    place = storage.cache_dir() / "numerics" / f"{storage.fingerprint(key)}.json"
     kept = _read(place)
     if kept is not None:
         return kept
@@ -109,9 +128,37 @@ def choose(network: nn.Module, images: Tensor, *, classes: int, requested: str, 
     if seconds[best] * _WORTH > seconds[candidates[0]]:
         best = candidates[0]
     choice = Choice(best, seconds[best])
-    with contextlib.suppress(OSError, UnderstudyError):  # no cache only means to measure again next time
-        storage.write_json(place, {**asdict(best), "step_seconds": choice.step_seconds})
+    _write(place, choice)
     return choice
+
+
+class _Trial(NamedTuple):
+    """What compiling brought."""
+
+    choice: Choice
+    compile_seconds: float
+
+
+def _compiled(network: nn.Module, images: Tensor, classes: int, eager: Choice, key: dict[str, object]) -> _Trial:
+    """Measure the compiled step; where compiling fails, it counts as infinitely slow."""
+    numerics = replace(eager.numerics, compiled=True)
+    place = storage.cache_dir() / "numerics" / f"{storage.fingerprint(key | {'asked': str(numerics)})}.json"
+    kept, seconds = _read(place), _read_number(place, "compile_seconds")
+    if kept is not None and seconds is not None:
+        return _Trial(kept, seconds)
+    start = time.perf_counter()
+    try:
+        step = _step_seconds(network, images, classes, numerics)
+    except Exception:  # no compiler on this machine, or a network that it cannot take
+        step = _NEVER
+    trial = _Trial(Choice(numerics, step), time.perf_counter() - start)
+    _write(place, trial.choice, compile_seconds=trial.compile_seconds)
+    return trial
+
+
+def _write(place: Path, choice: Choice, **more: float) -> None:
+    with contextlib.suppress(OSError, UnderstudyError):  # no cache only means to measure again next time
+        storage.write_json(place, {**asdict(choice.numerics), "step_seconds": choice.step_seconds, **more})
 
 
 def _machine(images: Tensor) -> dict[str, object]:
@@ -125,27 +172,36 @@ def _machine(images: Tensor) -> dict[str, object]:
     }
 
 
-def _read(place: os.PathLike[str]) -> Choice | None:
+def _read(place: Path) -> Choice | None:
     try:
         with open(place, encoding="utf-8") as file:
             values = json.load(file)
-        choice = Choice(Numerics(values["precision"], values["channels_last"]), float(values["step_seconds"]))
+        numerics = Numerics(values["precision"], values["channels_last"], values.get("compiled", False))
+        choice = Choice(numerics, float(values["step_seconds"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    sound = replace(numerics, compiled=False) in CANDIDATES and 0 < choice.step_seconds < math.inf
+    return choice if sound else None
+
+
+def _read_number(place: Path, name: str) -> float | None:
+    try:
+        return float(storage.read_json(place)[name])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    sound = choice.numerics in CANDIDATES and 0 < choice.step_seconds < math.inf
-    return choice if sound else None
 
 
 def _step_seconds(network: nn.Module, images: Tensor, classes: int, numerics: Numerics) -> float:
     """Return the shortest of a few steps: the machine may be shared, and the shortest is the least disturbed."""
     trial = numerics.prepare(copy.deepcopy(network)).train()
+    forward = torch.compile(trial, dynamic=False) if numerics.compiled else trial
     labels = torch.arange(len(images), device=images.device) % classes
     times = []
     with torch.random.fork_rng(devices=[]):
         for _ in range(_WARMUP + _STEPS):
             start = time.perf_counter()
             with numerics.autocast(images.device):
-                logits = trial(numerics.layout(images))
+                logits = forward(numerics.layout(images))
             F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
             trial.zero_grad(set_to_none=True)
             if images.device.type == "cuda":

@@ -1,4 +1,7 @@
-"""The options that several commands share, and how they become sections of a configuration. Imported by `cli.py`."""
+"""The options that several commands share and how they become sections of a configuration; the demo's settings.
+
+Imported by `cli.py`.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,11 @@ ClipNorm = Annotated[float | None, typer.Option(help="Largest norm of the gradie
 Augment = Annotated[str | None, typer.Option(help="none, light, standard or auto.  [default: auto]")]
 DataDir = Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie.")]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision download the data set (network).")]
+Views = Annotated[
+    str | None,
+    typer.Option(help="Distinct views of an image, each seen by the teacher once; or online: ever new.  [default: 16]"),
+]
+Mix = Annotated[str | None, typer.Option(help="none, mixup or cutmix.  [default: none]")]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Start the teacher from pretrained weights (network).")]
 TeacherWeights = Annotated[Path | None, typer.Option(help="Start the teacher from weights in a local file.")]
 MaxBadShare = Annotated[
@@ -48,7 +56,23 @@ Force = Annotated[bool, typer.Option("--force", help="Go on although the gate re
 UnsafePickle = Annotated[
     bool, typer.Option("--unsafe-pickle", help="Allow weights in pickle files, which can run any code.")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what the run would cost: time, disk, memory.")]
+DryJson = Annotated[bool, typer.Option("--json", help="With --dry-run: print the figures as JSON.")]
 Open = Annotated[bool, typer.Option("--open", help="Open the report in a browser at the end.")]
+
+DEMO: dict[str, Any] = {
+    "name": "demo",
+    "data": {"source": "digits"},
+    "teacher": {"model": "mnist_large", "epochs": 15},
+    "student": {"model": "mnist_small"},
+    "train": {"epochs": 40, "lr": 3e-3},
+    "distill": {"temperature": 4.0, "alpha": 0.5},
+    "seeds": 3,
+    # so small that a second thread only waits, and the same result on every machine of a kind
+    "threads": 1,
+    "precision": "fp32",
+}
+"""The settings of `understudy demo`."""
 
 
 def data(
@@ -77,6 +101,8 @@ def train(
     weight_decay: float | None,
     clip_norm: float | None,
     augment: str | None,
+    views: str | None = None,
+    mix: str | None = None,
 ) -> dict[str, Any]:
     """Return the section `train` of a configuration."""
     return {
@@ -86,6 +112,8 @@ def train(
         "weight_decay": weight_decay,
         "clip_norm": clip_norm,
         "augment": augment,
+        "views": views,
+        "mix": mix,
     }
 
 

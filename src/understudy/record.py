@@ -11,21 +11,19 @@ import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from understudy import storage
 from understudy.errors import RunError
+from understudy.parts import Interval as Interval
+from understudy.parts import Part as Part
+from understudy.parts import Sweep as Sweep
+from understudy.parts import SweepCell as SweepCell
 
 RECORD_FORMAT = "understudy-record/1"
 CARD_FORMAT = "understudy-model/1"
 Role = Literal["teacher", "baseline", "student"]
 ROLES: tuple[Role, ...] = ("teacher", "baseline", "student")
-
-
-class Part(BaseModel):
-    """A part of a record; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class InputSpec(Part):
@@ -66,14 +64,6 @@ class ModelCard(Part):
     """The headline numbers at the time of saving, such as `val_accuracy`."""
     provenance: dict[str, Any] = {}
     """Fingerprints of configuration and data, versions, date."""
-
-
-class Interval(Part):
-    """An estimate with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Bin(Part):
@@ -280,6 +270,23 @@ class Example(Part):
     baseline_logits: list[float]
 
 
+class Kept(Part):
+    """The teacher's outputs, kept for all students."""
+
+    views: int
+    """Distinct views of each image."""
+    images: int
+    """In the training split."""
+    bytes: int
+    """Of all views."""
+    top: int | None
+    """How many logits are kept of each answer; None for all."""
+    computed: int
+    """Answers that this run computed itself; the others it found."""
+    seconds: float
+    """That it took to compute them."""
+
+
 class Stage(Part):
     """A finished stage: skipped as long as its inputs have this fingerprint."""
 
@@ -320,10 +327,12 @@ class Record(Part):
     data: DataSummary | None = None
     gate: list[Finding] = []
     objective: Objective | None = None
+    outputs: Kept | None = None
     models: dict[str, Trained] = {}
     """By the name of the folder: `teacher`, `baseline-0`, `student-0`, ..."""
     summary: dict[Role, RoleSummary] = {}
     verdict: Verdict | None = None
+    sweep: Sweep | None = None
     chosen: str | None = None
     """The student picked on validation, such as `student-2`; it is the one exported."""
     exports: list[Export] = []

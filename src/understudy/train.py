@@ -1,4 +1,4 @@
-"""Our training loop, on Accelerate for devices and processes; the only file that imports accelerate.
+"""Our training loop, on an `Engine` for devices and processes.
 
 One loop trains the teacher, the student alone and the distilled student: they differ in the objective. It checkpoints,
 goes on in the middle of an epoch as if nothing had happened, keeps the weights that were best on the validation split,
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,64 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from understudy import checkpoint
 from understudy.config import TrainConfig
-from understudy.data.batches import Batch, Epochs, Split
+from understudy.data.batches import Batch, Epochs, Split, hash_seed
 from understudy.distillation import Distiller, Losses
+from understudy.engine import Engine
 from understudy.errors import ConfigError, Interrupted, TrainingError
 from understudy.numerics import Numerics
 from understudy.progress import Progress, silent
 from understudy.record import Epoch
 
-_EVALUATION_BATCH = 256
+_EVALUATION_BATCH = {"cpu": 256, "cuda": 8192}  # a CPU is no faster with more; a GPU takes what its memory holds
 _CHECK_EVERY = 32  # steps between looks at the loss: a look waits for the device
+_AGREE_EVERY = 16  # steps between looks where there are several processes: all look, and stop, at the same step
 _PROGRESS_SECONDS = 0.1
-
-
-class Engine:
-    """Where training runs.
-
-    Args:
-        device: "auto", "cpu", "cuda" or "mps".
-        threads: of torch on the CPU; its own choice, all physical cores, where None.
-
-    Raises:
-        ConfigError: this machine has no such device.
-    """
-
-    def __init__(self, *, device: str = "auto", threads: int | None = None) -> None:
-        if threads:
-            torch.set_num_threads(threads)
-        self.accelerator = Accelerator(cpu=device == "cpu")
-        self.device: torch.device = self.accelerator.device
-        if device != "auto" and self.device.type != device.split(":")[0]:
-            raise ConfigError(
-                f"This machine offers the device '{self.device.type}', not '{device}'. Leave --device out."
-            )
-
-    @property
-    def shard(self) -> tuple[int, int]:
-        """Rank of this process and number of processes."""
-        return self.accelerator.process_index, self.accelerator.num_processes
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes files."""
-        return bool(self.accelerator.is_main_process)
-
-    def wrap(self, objective: Distiller) -> nn.Module:
-        """Return the objective ready for several processes; the objective itself where there is one."""
-        if self.accelerator.num_processes == 1:
-            return objective
-        wrapped: nn.Module = self.accelerator.prepare_model(objective)
-        return wrapped
-
-    def autocast(self, numerics: Numerics) -> AbstractContextManager[object]:
-        """Return the context of a forward pass."""
-        return numerics.autocast(self.device)
 
 
 @dataclass
@@ -141,12 +98,14 @@ class Training:
         self.engine, self.path, self.every, self.stop = engine, path, every, stop
         self.numerics = numerics or Numerics()
         self.progress, self.task = progress, task
+        engine.share_statistics(objective)
         self.objective = objective.to(engine.device)
         self.student = self.numerics.prepare(objective.student)
         self.optimizer = _optimizer(self.student, config)
         self.state = State()
         self.names = [term.name for term in objective.terms]
         self.sums = self._zeros()
+        self._uncounted: list[tuple[Losses, Tensor]] = []
         self.best: dict[str, Tensor] = {}
         self.total_steps = config.epochs * data.steps
         self._written = self._shown = time.monotonic()
@@ -158,15 +117,27 @@ class Training:
             TrainingError: the loss is not a number; the last checkpoint is kept.
             Interrupted: `stop` said so.
         """
-        torch.manual_seed(self.seed)
+        torch.manual_seed(self._own_seed())
         self._restore()
-        wrapped = self.engine.wrap(self.objective)
+        wrapped = self._ready()
         while self.state.epoch < self.config.epochs:
             self._epoch(wrapped)
             self._close_epoch()
         self.student.load_state_dict(self.best)
         history = [Epoch.model_validate(row) for row in self.state.history]
         return Fit(history, self.state.best_epoch, self.state.seconds)
+
+    def _own_seed(self) -> int:
+        """Return the seed of dropout in this process: images differ between processes, so should what is dropped."""
+        rank, _ = self.engine.shard
+        return self.seed if rank == 0 else hash_seed(self.seed, rank)
+
+    def _ready(self) -> nn.Module:
+        """Return the objective ready for several processes, or compiled."""
+        wrapped = self.engine.wrap(self.objective)
+        if self.numerics.compiled and wrapped is self.objective:
+            return Compiled(self.objective, batch_size=self.data.batch_size)
+        return wrapped
 
     def _epoch(self, wrapped: nn.Module) -> None:
         wrapped.train()
@@ -185,7 +156,8 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with self.engine.autocast(self.numerics):
-            losses: Losses = wrapped(self.numerics.layout(batch.images), batch.labels)
+            images = self.numerics.layout(batch.images)
+            losses: Losses = wrapped(images, batch.labels, teacher_logits=batch.teacher_logits)
         share = self._share(batch)
         (losses.total if share == 1.0 else losses.total * share).backward()  # type: ignore[no-untyped-call]
         if self.config.clip_norm is not None:
@@ -204,10 +176,22 @@ class Training:
         return len(batch.labels) * world / together
 
     def _count(self, losses: Losses, batch: Batch) -> None:
-        images = len(batch.labels)
-        values = torch.stack([losses.total.detach(), *losses.parts.values()]).double() * images
-        correct = (losses.logits.argmax(1) == batch.labels).sum().double()
-        self.sums += torch.cat([values, correct[None], correct.new_tensor([float(images)])])
+        """Put the losses of a step aside; they are added up at the next look, off the hot path."""
+        self._uncounted.append((losses._replace(total=losses.total.detach()), batch.labels))
+
+    def _add_up(self) -> None:
+        if not self._uncounted:
+            return
+        steps = [losses for losses, _ in self._uncounted]
+        labels = [labels for _, labels in self._uncounted]
+        images = torch.tensor([len(one) for one in labels], dtype=self.sums.dtype, device=self.sums.device)
+        values = torch.stack([torch.stack([one.total, *one.parts.values()]) for one in steps])
+        answers = torch.cat([one.logits.argmax(1) for one in steps])
+        truth = torch.cat([one if one.ndim == 1 else one.argmax(1) for one in labels])
+        correct = (answers == truth).sum().to(self.sums.dtype)
+        summed = (values.to(self.sums.dtype) * images[:, None]).sum(0)
+        self.sums += self.engine.total(torch.cat([summed, correct[None], images.sum()[None]]))
+        self._uncounted.clear()
 
     def _zeros(self) -> Tensor:
         # mps has no float64
@@ -220,7 +204,12 @@ class Training:
     def _look_around(self, now: float) -> None:
         due = self.path is not None and now - self._written >= self.every
         stop = self.stop()
-        if due or stop or self.state.step % _CHECK_EVERY == 0:
+        look = due or stop or self.state.step % _CHECK_EVERY == 0
+        if not self.engine.is_alone:
+            look = self._global_step() % _AGREE_EVERY == 0
+            due, stop = look and due, look and self.engine.any(stop)
+        if look:
+            self._add_up()
             self._refuse_nan()
         if due or stop:
             self._write()
@@ -245,6 +234,7 @@ class Training:
         )
 
     def _close_epoch(self) -> None:
+        self._add_up()
         self._refuse_nan()
         start = time.monotonic()
         accuracy, nll = self._judge()
@@ -262,15 +252,19 @@ class Training:
             self._write()
 
     def _judge(self) -> tuple[float, float]:
-        """Return accuracy and NLL on the validation split."""
-        logits = torch.from_numpy(answers(self.student, self.val, numerics=self.numerics))
-        labels = self.val.labels
-        nll = float(F.cross_entropy(logits.double(), labels))
+        """Return accuracy and NLL on the validation split, as the main process finds them."""
+        accuracy, nll = self.engine.from_main(self._measured() if self.engine.is_main else (0.0, 0.0))
         if not math.isfinite(nll):
             raise TrainingError(
                 f"The answers of {self.task} are not numbers after epoch {self.state.epoch + 1}. "
                 f"Try a lower learning rate (--lr {self.config.lr / 10:g}) or --precision fp32."
             )
+        return accuracy, nll
+
+    def _measured(self) -> tuple[float, float]:
+        logits = torch.from_numpy(answers(self.student, self.val, numerics=self.numerics))
+        labels = self.val.labels
+        nll = float(F.cross_entropy(logits.double(), labels))
         return float((logits.argmax(1) == labels).double().mean()), nll
 
     def _row(self, accuracy: float, nll: float) -> Epoch:
@@ -301,7 +295,7 @@ class Training:
         self._written = time.monotonic()
 
     def _restore(self) -> None:
-        found = checkpoint.load(self.path) if self.path else None
+        found = self.engine.from_main(checkpoint.load(self.path) if self.path and self.engine.is_main else None)
         if found is None:
             return
         tensors, state = found
@@ -312,9 +306,37 @@ class Training:
         self.best = checkpoint.under_prefix("best.", tensors)
         checkpoint.restore_optimizer(self.optimizer, checkpoint.under_prefix("optimizer.", tensors))
         self.sums = tensors["sums"].to(self.engine.device)
+        if not self.engine.is_main:  # only the main process's random numbers are kept
+            torch.manual_seed(hash_seed(self._own_seed(), self._global_step()))
+            return
         torch.set_rng_state(tensors["rng"])
         if "rng.cuda" in tensors and self.engine.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng.cuda"], self.engine.device)
+
+
+class Compiled(nn.Module):
+    """An objective that runs compiled; as it is where a batch is smaller than the others, or compiling fails.
+
+    The objective itself, and so its weights and their names, stays what it was.
+    """
+
+    def __init__(self, objective: nn.Module, *, batch_size: int) -> None:
+        super().__init__()
+        self.objective = objective
+        self._batch_size = batch_size
+        self._forward: Callable[..., Losses] | None = torch.compile(objective, dynamic=False)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None, *, teacher_logits: Tensor | None = None) -> Losses:
+        """Return what the objective returns."""
+        if self._forward is not None and len(images) == self._batch_size:
+            try:
+                return self._forward(images, labels, teacher_logits=teacher_logits)
+            except RuntimeError as error:
+                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    raise
+                self._forward = None
+        losses: Losses = self.objective(images, labels, teacher_logits=teacher_logits)
+        return losses
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
@@ -331,14 +353,20 @@ def answers(network: nn.Module, split: Split, *, numerics: Numerics | None = Non
     Always float32 arithmetic; the network's mode is restored.
     """
     layout = (numerics or Numerics()).layout
-    training = network.training
+    training, batch = network.training, _EVALUATION_BATCH.get(split.device.type, 256)
     network.eval()
     try:
         with torch.inference_mode():
-            parts = [network(layout(images)).float().cpu() for images in split.whole(_EVALUATION_BATCH)]
+            while True:
+                try:
+                    parts = [network(layout(images)).float().cpu() for images in split.whole(batch)]
+                    return np.asarray(torch.cat(parts).numpy())
+                except torch.OutOfMemoryError:
+                    if batch == 1:
+                        raise
+                    batch //= 2
     finally:
         network.train(training)
-    return np.asarray(torch.cat(parts).numpy())
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

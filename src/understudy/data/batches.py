@@ -6,16 +6,25 @@ number, image), so training can go on in the middle of an epoch. Imported by `tr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from understudy.data import views
-from understudy.data.views import Draw, ViewPolicy
+from understudy.data import mixing, views
+from understudy.data.frames import Frames
+from understudy.data.mixing import Mix, Pairs
+from understudy.data.views import Draw, Later, ViewPolicy
+
+if TYPE_CHECKING:
+    from understudy.data.outputs import Table
+
+_DRAWN_AT_ONCE = 1 << 20  # images; drawing takes 200 bytes of memory for each
+_MOVED = 1024  # frames that go to a device in one go
 
 
 class Batch(NamedTuple):
@@ -24,25 +33,36 @@ class Batch(NamedTuple):
     images: Tensor
     """float32 [batch, channels, size, size] in [0, 1], on the device."""
     labels: Tensor
-    """int64 [batch], on the device."""
+    """int64 [batch], on the device; of mixed images, shares: float32 [batch, classes]."""
     positions: Tensor
     """int64 [batch]: places within the split, for whatever is kept per sample."""
+    teacher_logits: Tensor | None = None
+    """float32 [batch, classes], on the device; None where none are kept."""
 
 
 class Split:
     """One split of a store, on a device.
 
     Args:
-        frames: uint8 [all images, channels, side, side]; may be mapped from a file.
+        frames: uint8 [all images, channels, side, side], in memory, or read by rows from wherever they are.
         labels: int64 [all images].
         ids: uint64 [all images], the stable ids that views depend on.
         rows: int64, the images of this split.
         size: side in pixels of a view.
         device: where batches are made.
+        classes: how many there are; by default, as many as the labels show.
     """
 
     def __init__(
-        self, frames: Tensor, labels: np.ndarray, ids: np.ndarray, rows: np.ndarray, *, size: int, device: torch.device
+        self,
+        frames: Tensor | Frames,
+        labels: np.ndarray,
+        ids: np.ndarray,
+        rows: np.ndarray,
+        *,
+        size: int,
+        device: torch.device,
+        classes: int | None = None,
     ) -> None:
         self._frames = frames
         self._rows = torch.from_numpy(rows)
@@ -50,9 +70,10 @@ class Split:
         self.ids = ids[rows]
         self.size = size
         self.device = device
+        self.classes = classes or int(labels.max()) + 1
         self._moved_labels = self.labels.to(device)
         if device.type != "cpu" and self._fits(device):
-            self._frames, self._rows = frames[self._rows].to(device), torch.arange(len(rows))
+            self._frames, self._rows = torch.cat(list(self._moved())), torch.arange(len(rows))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -61,36 +82,119 @@ class Split:
         if device.type != "cuda":
             return False
         free, _ = torch.cuda.mem_get_info(device)
-        return len(self._rows) * self._frames[0].numel() < free // 4
+        return len(self._rows) * int(np.prod(self._frames.shape[1:])) < free // 4
+
+    def _moved(self) -> Iterator[Tensor]:
+        """Yield all frames on the device, some at a time: they may be more than the memory beside it."""
+        with closing(self.ahead(torch.split(torch.arange(len(self)), _MOVED))) as parts:
+            yield from parts
 
     def frames(self, positions: Tensor) -> Tensor:
-        """Return stored frames, uint8 [positions, channels, side, side], on the device."""
+        """Return frames, uint8 [positions, channels, side, side], on the device."""
         rows = self._rows[positions]
-        return self._frames[rows.to(self._frames.device)].to(self.device, non_blocking=True)
+        if isinstance(self._frames, Frames):
+            return self._send(self._frames.read(rows.numpy()))
+        return self._frames.index_select(0, rows.to(self._frames.device)).to(self.device, non_blocking=True)
+
+    def ahead(self, reads: Iterable[Tensor]) -> Generator[Tensor]:
+        """Yield `frames(positions)` for all `reads`; frames that must be decoded are made ready ahead of the reader."""
+        if isinstance(self._frames, Frames):
+            rows = (self._rows[positions].numpy() for positions in reads)
+            with closing(self._frames.ahead(rows)) as batches:
+                yield from map(self._send, batches)
+        else:
+            yield from map(self.frames, reads)
+
+    def _send(self, frames: np.ndarray) -> Tensor:
+        sent = torch.from_numpy(frames)
+        if self.device.type == "cuda":
+            sent = sent.pin_memory()  # else the copy waits for the device
+        return sent.to(self.device, non_blocking=True)
 
     def whole(self, batch_size: int) -> Iterator[Tensor]:
         """Yield the unchanged views of all images in order, float32 [batch, channels, size, size]."""
-        for positions in torch.split(torch.arange(len(self)), batch_size):
-            yield views.whole(self.frames(positions), self.size)
+        with closing(self.ahead(torch.split(torch.arange(len(self)), batch_size))) as batches:
+            for frames in batches:
+                yield views.whole(frames, self.size)
 
-    def batch(self, positions: Tensor, drawn: Draw) -> Batch:
-        """Return the views of `positions` under the parameters that `drawn` holds for the whole split."""
+    def draw(
+        self, policy: ViewPolicy, *, seed: int, view: int, mix: Mix | None = None
+    ) -> tuple[Draw | Later, Pairs | None]:
+        """Draw the parameters of one view of all images at once; of very many images, of each batch when it comes."""
+        many = len(self) > _DRAWN_AT_ONCE
+        drawn = (
+            Later(self.ids, policy, seed, view)
+            if many
+            else views.draw(self.ids, policy, seed=seed, view=view).to(self.device)
+        )
+        pairs = mixing.pair(self.ids, mix, seed=seed, view=view, size=self.size).to(self.device) if mix else None
+        return drawn, pairs
+
+    def batch(self, positions: Tensor, drawn: Draw | Later, pairs: Pairs | None = None) -> Batch:
+        """Return the views of `positions` under the parameters that `drawn` and `pairs` hold for the whole split."""
+        (batch,) = self.batches([positions], drawn, pairs)
+        return batch
+
+    def batches(self, reads: Iterable[Tensor], drawn: Draw | Later, pairs: Pairs | None = None) -> Generator[Batch]:
+        """Yield `batch(positions, drawn, pairs)` for all `reads`, their frames made ready ahead of the reader."""
+        begun: deque[Tensor] = deque()
+        partner = None if pairs is None else pairs.partner.cpu()
+
+        def needed() -> Iterator[Tensor]:
+            for positions in reads:
+                begun.append(positions)
+                yield positions if partner is None else torch.cat([positions, partner[positions]])
+
+        with closing(self.ahead(needed())) as batches:
+            for frames in batches:
+                yield self._batch(begun.popleft(), frames, drawn, pairs)
+
+    def _batch(self, positions: Tensor, frames: Tensor, drawn: Draw | Later, pairs: Pairs | None) -> Batch:
+        """Return the views of `frames`: those of `positions`, then those of their partners where there are `pairs`."""
         moved = positions.to(self.device)
-        images = views.apply(self.frames(positions), drawn[moved], self.size)
-        return Batch(images, self._moved_labels[moved], positions)
+        images = views.apply(frames[: len(moved)], drawn[moved], self.size)
+        labels = self._moved_labels[moved]
+        if pairs is None:
+            return Batch(images, labels, positions)
+        mixed = pairs[moved]
+        partners = views.apply(frames[len(moved) :], drawn[mixed.partner], self.size)
+        labels = mixed.labels(labels, self._moved_labels[mixed.partner], self.classes)
+        return Batch(mixed.images(images, partners), labels, positions)
 
 
 class Epochs:
-    """A split as a training meets it: shuffled by (seed, epoch), seen through view number `epoch`.
+    """A split as a training meets it: shuffled by (seed, epoch), seen through view number `epoch` modulo `views`.
 
     A rest of an epoch smaller than half a batch is left out (another one each epoch), since batch normalisation needs
     more than a few images.
+
+    Args:
+        split: the images.
+        policy: how far views differ from images.
+        view_seed: of the views.
+        batch_size: at most the number of images.
+        views: how many distinct views an image has; None for another one in every epoch.
+        mix: MixUp or CutMix.
+        outputs: from the number of a view to the teacher's answers, for batches that bring them along.
     """
 
-    def __init__(self, split: Split, *, policy: ViewPolicy, view_seed: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        split: Split,
+        *,
+        policy: ViewPolicy,
+        view_seed: int,
+        batch_size: int,
+        views: int | None = None,
+        mix: Mix | None = None,
+        outputs: Callable[[int], Table] | None = None,
+    ) -> None:
         self.split = split
         self.policy = policy
         self.view_seed = view_seed
+        self.views = views
+        self.mix = mix
+        self.outputs = outputs
         self.batch_size = min(batch_size, len(split))
         full, rest = divmod(len(split), self.batch_size)
         self.steps = full + (2 * rest >= self.batch_size)
@@ -100,21 +204,27 @@ class Epochs:
         generator = torch.Generator().manual_seed(hash_seed(seed, epoch))
         return torch.randperm(len(self.split), generator=generator)
 
+    def view(self, epoch: int) -> int:
+        """Return the number of the view that an epoch sees."""
+        return epoch if self.views is None else epoch % self.views
+
     def epoch(self, seed: int, epoch: int, *, start: int = 0, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Yield the batches of an epoch from step `start` on.
 
         Args:
             seed: of the order.
-            epoch: 0 for the first; also the number of the view.
+            epoch: 0 for the first.
             start: the first step to yield.
             shard: (rank, world): every `world`-th image of each batch, from `rank` on.
         """
-        order = self.order(seed, epoch)
-        drawn = views.draw(self.split.ids, self.policy, seed=self.view_seed, view=epoch).to(self.split.device)
+        order, view = self.order(seed, epoch), self.view(epoch)
+        table = self.outputs(view) if self.outputs else None
+        drawn, pairs = self.split.draw(self.policy, seed=self.view_seed, view=view, mix=self.mix)
         rank, world = shard
-        for step in range(start, self.steps):
-            positions = order[step * self.batch_size : (step + 1) * self.batch_size][rank::world]
-            yield self.split.batch(positions, drawn)
+        reads = [part[rank::world] for part in torch.split(order, self.batch_size)[start : self.steps]]
+        with closing(self.split.batches(reads, drawn, pairs)) as batches:
+            for batch in batches:
+                yield batch if table is None else batch._replace(teacher_logits=table.rows(batch.positions).logits)
 
 
 def hash_seed(first: int, second: int) -> int:
@@ -122,9 +232,3 @@ def hash_seed(first: int, second: int) -> int:
     numbers = views.uniforms(np.array([second], np.uint64), seed=first, view=0, columns=2)
     high, low = (int(number * 2**24) for number in numbers[0])
     return (high << 24) | low
-
-
-def mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """Return a uint8 tensor whose bytes stay in the file until they are read; writes to it never reach the file."""
-    total = int(np.prod(shape))
-    return torch.from_file(str(path), shared=False, size=total, dtype=torch.uint8).view(shape)

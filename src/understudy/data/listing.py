@@ -5,6 +5,7 @@ A file is read once: as long as its size and time of change stay the same, its h
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from understudy import storage
 from understudy.data.decode import DECODE_VERSION, BadImage, inspect_bytes, read
+from understudy.errors import UnderstudyError
 from understudy.progress import Progress
 
 T = TypeVar("T")
@@ -32,8 +34,12 @@ _UNSETTLED_NS = 2_000_000_000
 
 
 class Entry(NamedTuple):
-    """One image file."""
+    """One image file, or one array, which has neither size nor time of change."""
 
+    size: int
+    """Bytes of the file."""
+    mtime_ns: int
+    """When it was changed; with the size, what tells that it is still the same."""
     hash: str
     """32 hexadecimal digits, as `storage.hash_file`; empty where the file is unreadable."""
     width: int
@@ -41,12 +47,6 @@ class Entry(NamedTuple):
     is_grey: bool
     bad: str
     """Why it cannot be used; empty where nothing is known against it."""
-
-
-class _Known(NamedTuple):
-    size: int
-    mtime_ns: int
-    entry: Entry
 
 
 def hash_bytes(data: bytes) -> str:
@@ -72,19 +72,19 @@ def list_files(root: Path, names: Sequence[str], *, cache: Path, workers: int, p
     for name in names:
         status = _status(root / name)
         if name in known and status is not None and known[name][:2] == (status.st_size, status.st_mtime_ns):
-            entries[name] = known[name].entry
+            entries[name] = known[name]
         else:
             fresh.append(name)
     now = time.time_ns()
     for done, (name, seen) in enumerate(in_order(lambda name: (name, _look(root / name)), fresh, workers=workers), 1):
-        entries[name] = seen.entry
-        if seen.entry.hash and seen.mtime_ns < now - _UNSETTLED_NS:
+        entries[name] = seen
+        if seen.hash and seen.mtime_ns < now - _UNSETTLED_NS:
             known[name] = seen
         if done % 64 == 0 or done == len(fresh):
             progress("read images", done=done, total=len(fresh))
     known = {name: known[name] for name in names if name in known}
     if known != loaded:
-        _save(kept, known)
+        save_for_speed(kept, {"format": _FORMAT, "files": known})
     return {name: entries[name] for name in names}
 
 
@@ -92,7 +92,8 @@ def list_arrays(names: Sequence[str], arrays: NDArray[np.uint8]) -> dict[str, En
     """Return the same of images that are arrays, uint8 `[N, H, W, 1 or 3]`."""
     _, height, width, channels = arrays.shape
     rows = (hash_bytes(np.ascontiguousarray(row).tobytes()) for row in arrays)
-    return {name: Entry(digest, width, height, channels == 1, "") for name, digest in zip(names, rows, strict=True)}
+    grey = channels == 1
+    return {name: Entry(0, 0, digest, width, height, grey, "") for name, digest in zip(names, rows, strict=True)}
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], *, workers: int) -> Iterator[R]:
@@ -113,6 +114,25 @@ def in_order(function: Callable[[T], R], items: Iterable[T], *, workers: int) ->
         pool.shutdown(cancel_futures=True)
 
 
+def save_for_speed(path: Path, value: Any) -> None:
+    """Keep a JSON-able value that only saves time later; a full disk is no reason to stop.
+
+    Raises:
+        UnderstudyError: the disk cannot be written for another reason.
+    """
+    try:
+        storage.write_text(path, json.dumps(value, separators=(",", ":")))
+    except UnderstudyError as error:
+        if not disk_is_full(error):
+            raise
+
+
+def disk_is_full(error: UnderstudyError) -> bool:
+    """Tell whether an error of `storage.disk_errors` came from a full disk, or from a quota."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def _status(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
@@ -120,7 +140,7 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
-def _look(path: Path) -> _Known:
+def _look(path: Path) -> Entry:
     status = _status(path)
     size, mtime_ns = (status.st_size, status.st_mtime_ns) if status else (0, 0)
     try:
@@ -128,36 +148,27 @@ def _look(path: Path) -> _Known:
             raise BadImage("unreadable: not a regular file")
         data = read(path)
     except BadImage as error:
-        return _Known(size, mtime_ns, Entry("", 0, 0, False, str(error)))
-    return _Known(size, mtime_ns, _inspect(data))
-
-
-def _inspect(data: bytes) -> Entry:
+        return Entry(size, mtime_ns, "", 0, 0, False, str(error))
     digest = hash_bytes(data)
     try:
-        return Entry(digest, *inspect_bytes(data), "")
+        return Entry(size, mtime_ns, digest, *inspect_bytes(data), "")
     except BadImage as error:
-        return Entry(digest, 0, 0, False, str(error))
+        return Entry(size, mtime_ns, digest, 0, 0, False, str(error))
 
 
-def _load(path: Path) -> dict[str, _Known]:
+def _load(path: Path) -> dict[str, Entry]:
     """Read a kept listing; whatever is wrong with it, the files themselves are there to be read again."""
     try:
         kept: Any = json.loads(path.read_bytes())
         if kept["format"] != _FORMAT:
             return {}
-        return {name: _known(row) for name, row in kept["files"].items()}
+        return {name: _entry(row) for name, row in kept["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def _known(row: list[Any]) -> _Known:
+def _entry(row: list[Any]) -> Entry:
     size, mtime_ns, digest, width, height, is_grey, bad = row
     if len(bytes.fromhex(digest)) != 16:
         raise ValueError(digest)
-    return _Known(int(size), int(mtime_ns), Entry(digest, int(width), int(height), bool(is_grey), str(bad)))
-
-
-def _save(path: Path, known: dict[str, _Known]) -> None:
-    files = {name: [row.size, row.mtime_ns, *row.entry] for name, row in known.items()}
-    storage.write_text(path, json.dumps({"format": _FORMAT, "files": files}, separators=(",", ":")))
+    return Entry(int(size), int(mtime_ns), digest, int(width), int(height), bool(is_grey), str(bad))

@@ -1,7 +1,8 @@
 """Images decoded once and mapped ever after, with their labels, ids and splits.
 
 `open_store` is the way from a configuration to a `Store`; the pipeline calls it. Memory stays flat in the number of
-images in a folder: frames are written as they are decoded. Nothing here imports torch.
+images in a folder: frames are written as they are decoded. Where they would exceed `data.store_budget`, nothing is
+written and every read decodes; callers see no difference but time. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from understudy import storage
+from understudy import cachefolder, storage
 from understudy.config import DataConfig
-from understudy.data import frames, listing, splits
+from understudy.data import frames, listing, splits, streaming
 from understudy.data.decode import DECODE_VERSION, BadImage, decode_file, make_frame, read
-from understudy.data.frames import Decoded, Geometry, Kept
+from understudy.data.frames import Decoded, Frames, Geometry, StoredFrames
 from understudy.data.listing import Entry
 from understudy.data.sources import Source, open_source, printable
-from understudy.errors import DataError
+from understudy.data.streaming import StreamedFrames
+from understudy.errors import DataError, UnderstudyError
 from understudy.progress import Progress, silent
 
 _LARGEST_DEFAULT = 224
@@ -32,12 +34,10 @@ _LARGEST_DEFAULT = 224
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """N decoded images; every array is in the order of (id, name), whatever the order on the disk."""
+    """N images; every array is in the order of (id, name), whatever the order on the disk."""
 
-    frames: NDArray[np.uint8]
-    """`[N, channels, frame, frame]`, mapped from `frames_path`, read-only."""
-    frames_path: Path
-    """The frames without a header, for whoever maps them by other means."""
+    frames: Frames
+    """uint8 `[N, channels, frame, frame]`, read by rows: stored, or streamed where they exceed the budget."""
     labels: NDArray[np.int64]
     """`[N]`, indices into `classes`."""
     ids: NDArray[np.uint64]
@@ -62,7 +62,7 @@ class Store:
     fingerprint: str
     """Names what training depends on: images, labels, splits, geometry."""
     reused: bool
-    """Whether nothing had to be decoded."""
+    """Whether nothing had to be decoded before work can begin."""
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return the number of images by split and class."""
@@ -76,7 +76,7 @@ class Store:
 def open_store(
     config: DataConfig, *, progress: Progress = silent, cache: Path | None = None, workers: int | None = None
 ) -> Store:
-    """Decode the images of a source, or find them decoded.
+    """Decode the images of a source, or find them decoded; beyond the budget, find out which can be decoded.
 
     Args:
         config: which images, and how they are kept.
@@ -102,20 +102,95 @@ def open_store(
     accept({})
     geometry, image_size = _geometry(config, list(good.values()))
     names = sorted(good, key=lambda name: (good[name].hash[:16], name))
-    kept = frames.obtain(
-        cache / "stores",
-        _key(source, good, geometry),
-        geometry,
-        names,
-        _decoder(source, good, geometry),
-        accept=accept,
-        workers=workers,
-        progress=progress,
-    )
-    accept(kept.skipped)  # the limit may be lower than when it was built
-    rows = _rows(source, good, [name for name in names if name not in kept.skipped])
+    job = _Job(source, good, geometry, names, _key(source, good, geometry), cache, accept, workers, progress)
+    opened = _open(job, config.store_budget)
+    accept(opened.skipped)  # the limit may be lower than when it was built
+    rows = _rows(source, good, [name for name in names if name not in opened.skipped])
     colour = _colour_note(config, list(good.values()))
-    return _assemble(config, source, kept, rows, geometry, image_size, skipped={**bad, **kept.skipped}, notes=colour)
+    return _assemble(
+        config, source, opened, rows, geometry, image_size, skipped={**bad, **opened.skipped}, notes=colour
+    )
+
+
+class _Job(NamedTuple):
+    """What is to be decoded, and how."""
+
+    source: Source
+    entries: dict[str, Entry]
+    geometry: Geometry
+    names: list[str]
+    """In the order of the rows."""
+    key: str
+    cache: Path
+    accept: Callable[[Mapping[str, str]], None]
+    workers: int
+    progress: Progress
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all frames."""
+        return len(self.names) * self.geometry.frame_bytes
+
+
+class _Opened(NamedTuple):
+    """Frames that are ready to be read."""
+
+    frames: Frames
+    skipped: dict[str, str]
+    reused: bool
+    notes: Sequence[str] = ()
+
+
+def _open(job: _Job, budget: float | None) -> _Opened:
+    """Store the frames or find them stored; stream them where they are more than they may be, or than fits."""
+    stores = job.cache / "stores"
+    allowed = frames.room(stores) if budget is None else budget * 1e9
+    if job.nbytes > allowed and not frames.find(stores, job.key, job.geometry):
+        limit = "leaves the disk its reserve" if budget is None else "data.store_budget allows"
+        return _streamed(job, f"{limit} ({_gigabytes(allowed)})")
+    try:
+        return _stored(job, stores)
+    except UnderstudyError as error:
+        if budget is not None or not listing.disk_is_full(error):
+            raise
+    return _streamed(job, "there is room for on the disk")
+
+
+def _stored(job: _Job, stores: Path) -> _Opened:
+    kept = frames.obtain(
+        stores,
+        job.key,
+        job.geometry,
+        job.names,
+        _decoder(job, _same_bytes),
+        accept=job.accept,
+        workers=job.workers,
+        progress=job.progress,
+    )
+    cachefolder.touch(kept.path.parent)
+    return _Opened(StoredFrames(kept.path, kept.rows, job.geometry), kept.skipped, kept.reused)
+
+
+def _streamed(job: _Job, limit: str) -> _Opened:
+    skipped, reused = streaming.examine(
+        job.cache / "examined",
+        job.key,
+        job.names,
+        _decoder(job, _same_bytes),
+        workers=job.workers,
+        progress=job.progress,
+    )
+    good = [name for name in job.names if name not in skipped]
+    streamed = StreamedFrames(good, _decoder(job, streaming.read_unchanged), job.geometry, workers=job.workers)
+    note = (
+        f"Decoded, the images would take {_gigabytes(job.nbytes)}, more than {limit}, so they are not stored but "
+        "decoded again in every epoch: the results are the same, and it takes longer."
+    )
+    return _Opened(streamed, skipped, reused, [note])
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 class _Rows(NamedTuple):
@@ -130,7 +205,7 @@ class _Rows(NamedTuple):
 def _assemble(
     config: DataConfig,
     source: Source,
-    kept: Kept,
+    opened: _Opened,
     rows: _Rows,
     geometry: Geometry,
     image_size: int,
@@ -149,8 +224,7 @@ def _assemble(
     )
     leaks, copies = splits.identical(rows.names, rows.labels, rows.ids, parts, classes=source.classes)
     return Store(
-        frames=kept.map(geometry),
-        frames_path=kept.path,
+        frames=opened.frames,
         labels=rows.labels,
         ids=rows.ids,
         names=rows.names,
@@ -160,11 +234,11 @@ def _assemble(
         channels=geometry.channels,
         image_size=image_size,
         fit=geometry.fit,
-        notes=[*source.notes, *notes, *held_out, *copies],
+        notes=[*source.notes, *notes, *opened.notes, *held_out, *copies],
         skipped={printable(name): why for name, why in skipped.items()},
         duplicates=leaks,
         fingerprint=_fingerprint(rows, parts, geometry),
-        reused=kept.reused,
+        reused=opened.reused,
     )
 
 
@@ -217,8 +291,10 @@ def _key(source: Source, entries: Mapping[str, Entry], geometry: Geometry) -> st
     return storage.fingerprint([DECODE_VERSION, *geometry, images])
 
 
-def _decoder(source: Source, entries: Mapping[str, Entry], geometry: Geometry) -> Callable[[str], Decoded]:
-    side, channels, fit = geometry
+def _decoder(job: _Job, read_again: Callable[[Path, Entry], bytes]) -> Callable[[str], Decoded]:
+    """Return what turns a name into its frame, or into why there is none."""
+    source, entries = job.source, job.entries
+    side, channels, fit = job.geometry
     place = {name: row for row, name in enumerate(source.names)}
 
     def from_array(name: str) -> Decoded:
@@ -229,7 +305,7 @@ def _decoder(source: Source, entries: Mapping[str, Entry], geometry: Geometry) -
 
     def from_file(name: str) -> Decoded:
         assert source.root is not None
-        data = _same_bytes(source.root / name, entries[name].hash)
+        data = read_again(source.root / name, entries[name])
         try:
             return decode_file(data, side=side, channels=channels, fit=fit)
         except BadImage as error:
@@ -238,13 +314,13 @@ def _decoder(source: Source, entries: Mapping[str, Entry], geometry: Geometry) -
     return from_file if source.arrays is None else from_array
 
 
-def _same_bytes(path: Path, expected: str) -> bytes:
+def _same_bytes(path: Path, entry: Entry) -> bytes:
     """Read a file again; frames are kept under the hash of what was listed, so it must not have changed since."""
     try:
         data = read(path)
     except BadImage as error:
         raise DataError(f"{path} could be read a moment ago and now is {error}. Run again.") from None
-    if listing.hash_bytes(data) != expected:
+    if listing.hash_bytes(data) != entry.hash:
         raise DataError(f"{path} changed while it was being read. Run again when nothing writes to the folder.")
     return data
 

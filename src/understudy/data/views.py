@@ -135,6 +135,22 @@ def draw(ids: np.ndarray, policy: ViewPolicy, *, seed: int, view: int) -> Draw:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Later:
+    """A draw whose parameters are made for the rows that are asked for: of many images they would fill the memory."""
+
+    ids: np.ndarray
+    """uint64 [images]."""
+    policy: ViewPolicy
+    seed: int
+    view: int
+
+    def __getitem__(self, rows: Tensor) -> Draw:
+        """Return the same as `draw(...)[rows]`, on the device of `rows`."""
+        drawn = draw(self.ids[rows.cpu().numpy()], self.policy, seed=self.seed, view=self.view)
+        return drawn.to(rows.device)
+
+
 def _factor(signed: Tensor, amount: float) -> Tensor | None:
     return (1 + amount * signed).view(-1, 1, 1, 1) if amount else None
 

@@ -1,6 +1,6 @@
 """Intervals of a mean over two crossed random factors, seeds and images. Numpy and scipy only.
 
-`verdict.py` is the only reader; `docs/verdict.md` explains the formulas with an example.
+`verdict.py` and the sweep's table read it; `docs/verdict.md` explains the formulas with an example.
 """
 
 from __future__ import annotations

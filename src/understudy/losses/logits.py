@@ -9,12 +9,12 @@ from torch import Tensor
 def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy between the labels and the student, per example.
 
-    L_i = -sum_k y_ik log softmax(z_i)_k, where y_i is one-hot, mixed with the uniform distribution by
-    `label_smoothing`.
+    L_i = -sum_k y_ik log softmax(z_i)_k, where y_i is one-hot, or the shares of a mixed image, and is mixed with the
+    uniform distribution by `label_smoothing`.
 
     Args:
         student_logits: [batch, classes], any floating dtype.
-        labels: class numbers, int64 [batch], each in [0, classes).
+        labels: class numbers, int64 [batch], each in [0, classes); or shares, float [batch, classes].
         label_smoothing: share of the uniform distribution in the target, in [0, 1).
 
     Returns:
@@ -31,7 +31,7 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
     Source:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, section 7 (smoothing).
     """
-    if labels.shape != student_logits.shape[:1]:
+    if labels.shape != student_logits.shape[: labels.ndim]:
         raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(student_logits.shape)}")
     return F.cross_entropy(student_logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
 

@@ -11,17 +11,20 @@ The function may name any of these arguments; those without a default must be am
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
+from understudy import storage
 from understudy.errors import ModelError, unknown
 
 
@@ -59,6 +62,20 @@ def call(text: str, *, classes: Sequence[str], channels: int, size: int) -> nn.M
     if not isinstance(net, nn.Module):
         raise ModelError(f"'{text}' returned a {type(net).__name__}; it must return a torch.nn.Module.")
     return net.to("cpu", torch.float32)
+
+
+def code_hash(text: str) -> str:
+    """Return a hash of the file that `module:function` comes from: the same weights in other code answer differently.
+
+    Empty where there is no such file, as for a module that is compiled. What the file imports is not looked at.
+    """
+    with _current_folder():
+        try:
+            found = importlib.util.find_spec(text.partition(":")[0])
+        except (ImportError, ValueError):
+            return ""
+    path = Path(found.origin) if found is not None and found.origin else None
+    return storage.hash_file(path) if path is not None and path.is_file() else ""
 
 
 @contextmanager

@@ -4,7 +4,8 @@
 """
 
 from understudy.pipeline.folder import Run
+from understudy.pipeline.forecasting import Forecast, forecast
 from understudy.pipeline.plan import Plan
 from understudy.pipeline.stages import distill, train
 
-__all__ = ["Plan", "Run", "distill", "train"]
+__all__ = ["Forecast", "Plan", "Run", "distill", "forecast", "train"]

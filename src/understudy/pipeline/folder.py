@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,9 +15,24 @@ from understudy import storage
 from understudy.config import RunConfig, validate
 from understudy.errors import RunError, UnderstudyError
 from understudy.progress import Progress, silent
-from understudy.record import Record, Stage
+from understudy.record import Part, Record, Role, Stage
 
 Kind = Literal["distill", "train"]
+
+
+class Order(Part):
+    """What the main process of several asks the others to do with it: to train one model."""
+
+    folder: Path
+    """The run folder."""
+    record: Record
+    """Of the run so far: configuration, numerics, images, teacher."""
+    role: Role
+    seed: int
+
+
+def _nobody(order: Order) -> None:
+    """Ask no other process: the default."""
 
 
 class Run:
@@ -33,13 +47,20 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, config: RunConfig, record: Record, progress: Progress, stop: Callable[[], bool]
+        self,
+        folder: Path,
+        config: RunConfig,
+        record: Record,
+        progress: Progress,
+        stop: Callable[[], bool],
+        others: Callable[[Order], None] = _nobody,
     ) -> None:
         self.folder = folder
         self.config = config
         self.record = record
         self.progress = progress
         self.stop = stop
+        self._others = others
         self._start = time.monotonic()
         self._before = record.seconds
 
@@ -53,6 +74,7 @@ class Run:
         kind: Kind = "distill",
         progress: Progress = silent,
         stop: Callable[[], bool] = lambda: False,
+        others: Callable[[Order], None] = _nobody,
     ) -> Iterator[Run]:
         """Own a run folder: a new one, or one with the same configuration, which then goes on.
 
@@ -62,17 +84,16 @@ class Run:
             kind: of a new run.
             progress: told of long work.
             stop: asked by training.
+            others: asks the other processes, where there are any, to take part in a training.
 
         Raises:
             RunError: the folder holds another run or other files, or another process owns it.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise RunError("A run uses one process so far: start it without accelerate launch or torchrun.")
         _refuse_strangers(folder, resumes=config is None)
         with storage.own(folder):
             for torn in folder.rglob(".*.tmp"):  # a process was killed while it wrote
                 torn.unlink(missing_ok=True)
-            run = cls(folder, *_enter(folder, config, kind), progress, stop)
+            run = cls(folder, *_enter(folder, config, kind), progress, stop, others)
             try:
                 yield run
             except BaseException as error:
@@ -92,6 +113,19 @@ class Run:
             (self.folder / "log.txt").open("a", encoding="utf-8") as file,
         ):
             file.write(f"{records.now()} {text}\n")
+
+    def warn(self, text: str) -> None:
+        """Say in the log, and on the screen, what the user should know."""
+        self.log(text)
+        self.progress("note", done=1, total=1, note=text)
+
+    def call(self, role: Role, seed: int) -> None:
+        """Call the other processes, where there are any, to train a model together with this one.
+
+        Raises:
+            RunError: another process cannot take part.
+        """
+        self._others(Order(folder=self.folder.absolute(), record=self.record, role=role, seed=seed))
 
     def key(self, inputs: dict[str, Any]) -> str:
         """Return the fingerprint of what a stage depends on."""
@@ -182,7 +216,8 @@ def _is_bare(record: Record, folder: Path) -> bool:
 
 def _core(config: RunConfig) -> dict[str, Any]:
     """Return what makes a run the run it is: all but settings that change no result."""
-    return config.model_dump(exclude={"name", "force", "checkpoint_seconds"})
+    spread = {"data": {"store_budget"}, "sweep": {"workers", "ray"}}
+    return config.model_dump(exclude={"name": True, "force": True, "checkpoint_seconds": True, **spread})
 
 
 def _begin(folder: Path, config: RunConfig, kind: Kind) -> Record:

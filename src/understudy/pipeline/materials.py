@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from understudy import numerics
-from understudy.config import RunConfig
+from understudy import cachefolder, numerics
+from understudy.config import RunConfig, TrainConfig
 from understudy.data import views
-from understudy.data.batches import Epochs, Split, mapped
+from understudy.data.batches import Epochs, Split
+from understudy.data.mixing import Mix
 from understudy.data.store import Store, open_store
 from understudy.data.views import ViewPolicy
-from understudy.errors import RunError
+from understudy.engine import Engine
+from understudy.errors import ConfigError, RunError
 from understudy.models import build, files
 from understudy.models.classifier import Classifier
 from understudy.numerics import Choice
 from understudy.pipeline.folder import Run
 from understudy.record import DataSummary, Environment, InputSpec, Role
-from understudy.train import Engine
+
+if TYPE_CHECKING:
+    from understudy.data.outputs import Table
 
 VIEW_SEED = 0  # the same views for teacher, baseline and student of every seed: what depends on a view can be shared
 _LISTED = 100  # files named in a record
@@ -38,6 +44,7 @@ class Materials:
     engine: Engine
     splits: dict[str, Split]
     policy: ViewPolicy
+    mix: Mix | None
     spec: InputSpec
     """What the student's input is made of."""
     teacher_spec: InputSpec
@@ -45,9 +52,17 @@ class Materials:
     choices: dict[Role, Choice]
     """Numerics of the teacher and of the student (the baseline's are the student's)."""
 
-    def epochs(self, batch_size: int) -> Epochs:
-        """Return the training split, shuffled and seen through views."""
-        return Epochs(self.splits["train"], policy=self.policy, view_seed=VIEW_SEED, batch_size=batch_size)
+    def epochs(self, config: TrainConfig, outputs: Callable[[int], Table] | None = None) -> Epochs:
+        """Return the training split, shuffled and seen through views, with kept outputs of the teacher."""
+        return Epochs(
+            self.splits["train"],
+            policy=self.policy,
+            view_seed=VIEW_SEED,
+            batch_size=config.batch_size,
+            views=None if config.views == "online" else config.views,
+            mix=self.mix if config.mix != "none" else None,
+            outputs=outputs,
+        )
 
 
 def gather(run: Run) -> Materials:
@@ -57,18 +72,30 @@ def gather(run: Run) -> Materials:
         UnderstudyError: data, models or device that cannot be used.
     """
     config = run.config
+    cachefolder.limit()  # nonsense is told before anything long
     kind = teacher_kind(config)
     store, size = _open(run, kind)
     _refuse_other_images(run, store)
     engine = Engine(device=config.device, threads=config.threads)
+    _refuse_small_batches(config, engine)
+    if not engine.is_alone:
+        run.log(f"{engine.shard[1]} processes, the main one on {engine.device}")
     spec, teacher_spec = _specs(store, size)
-    frames = mapped(store.frames_path, store.frames.shape)
     splits = {
-        name: Split(frames, store.labels, store.ids, rows, size=store.image_size, device=engine.device)
+        name: Split(
+            store.frames,
+            store.labels,
+            store.ids,
+            rows,
+            size=store.image_size,
+            device=engine.device,
+            classes=len(store.classes),
+        )
         for name, rows in store.splits.items()
     }
     choices = _choices(run, store, engine, splits["train"], spec, teacher_spec, kind)
     policy = views.policy(config.train.augment, config.data.source)
+    mix = Mix(config.train.mix, config.train.mix_alpha) if config.train.mix != "none" else None
     run.record.data = _summary(config, store, size)
     if run.record.status == "running":  # of a finished run, what it was made with stays
         before = run.record.environment
@@ -76,7 +103,7 @@ def gather(run: Run) -> Materials:
         if before is not None:
             run.record.environment.peak_memory_bytes = before.peak_memory_bytes
     run.save()
-    return Materials(store, engine, splits, policy, spec, teacher_spec, choices)
+    return Materials(store, engine, splits, policy, mix, spec, teacher_spec, choices)
 
 
 def teacher_kind(config: RunConfig) -> str:
@@ -125,6 +152,12 @@ def _refuse_other_images(run: Run, store: Store) -> None:
         )
 
 
+def _refuse_small_batches(config: RunConfig, engine: Engine) -> None:
+    least, batch = 2 * engine.shard[1], min(config.train.batch_size, config.teacher_train.batch_size)
+    if batch < least:
+        raise ConfigError(f"--batch-size {batch} is too small: every process needs 2 images a step, so take {least}.")
+
+
 def _specs(store: Store, size: int) -> tuple[InputSpec, InputSpec]:
     mean, std = _statistics(store)
     chain = tuple(dict.fromkeys((store.frame, store.image_size)))
@@ -152,6 +185,9 @@ def _choices(
     known = run.record.environment.precision if run.record.environment else {}
     choices: dict[Role, Choice] = {}
     for number, (role, (model, role_spec, batch)) in enumerate(roles.items()):
+        if not engine.is_main:  # what the main process has chosen
+            choices[role] = Choice(numerics.parse(known[role]), 0.0)
+            continue
         run.progress("measuring", done=number, total=len(roles), note=f"{role} {model}")
         ready = role == "teacher" and kind in ("file", "run")
         network = (
@@ -159,19 +195,27 @@ def _choices(
             if ready
             else build.build(model, classes=store.classes, spec=role_spec, seed=0)
         )
-        images = next(train.whole(min(batch, len(train))))
+        images = next(train.whole(min(batch // engine.shard[1], len(train))))
         choice = numerics.choose(
             network.to(engine.device),
             images,
             classes=len(network.classes),
             requested=config.precision,
             key={"model": model, "classes": len(store.classes), "size": role_spec.size, "version": _version()},
+            steps=_steps(config, role, len(train)) if engine.shard[1] == 1 else 0,
         )
         if role in known:  # what a run began with it ends with, or a resumed run would have other weights
             choice = Choice(numerics.parse(known[role]), choice.step_seconds)
         choices[role] = choice
     run.progress("measuring", done=len(roles), total=len(roles), note="; ".join(_told(choices)))
     return choices
+
+
+def _steps(config: RunConfig, role: Role, images: int) -> int:
+    """Return how many steps all trainings of a role will take, the baselines counted among the students."""
+    budget = config.teacher_train if role == "teacher" else config.train
+    trainings = 1 if role == "teacher" else 2 * len(config.seeds)
+    return trainings * budget.epochs * images // budget.batch_size
 
 
 def _told(choices: dict[Role, Choice]) -> list[str]:

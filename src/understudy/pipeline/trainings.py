@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from understudy.config import TrainConfig
-from understudy.distillation import Distiller, methods
+from understudy.distillation import Distiller, Term, methods
 from understudy.errors import ModelError
 from understudy.evaluate import gate, metrics
 from understudy.models import files
 from understudy.models.classifier import Classifier
+from understudy.models.norms import keeps_statistics_apart
 from understudy.numerics import Running
+from understudy.pipeline import teaching
 from understudy.pipeline.folder import Run
 from understudy.pipeline.materials import VIEW_SEED, Materials, new_student, new_teacher, teacher_kind
 from understudy.record import Objective, Role, Trained
 from understudy.storage import hash_file
 from understudy.train import Fit, Training, answers
+
+if TYPE_CHECKING:
+    from understudy.data.outputs import Table
 
 WEIGHTS = "model.safetensors"
 
@@ -31,12 +37,13 @@ def teacher(run: Run, materials: Materials) -> None:
     gate.refuse(run.record.gate, force=run.config.force)
 
 
-def baseline(run: Run, materials: Materials, seed: int) -> None:
-    """Train the student alone."""
-    name = f"baseline-{seed}"
+def baseline(run: Run, materials: Materials, seed: int, *, name: str = "") -> None:
+    """Train the student alone, in the folder `name` of the run; `baseline-<seed>` by default."""
+    name = name or f"baseline-{seed}"
     inputs = _student_inputs(run, materials, seed)
 
     def work() -> None:
+        run.call("baseline", seed)
         student = new_student(run, materials, seed)
         objective = Distiller(None, student, label_smoothing=run.config.train.label_smoothing)
         _train(run, materials, objective, student, name, "baseline", seed, run.config.train, inputs)
@@ -44,9 +51,9 @@ def baseline(run: Run, materials: Materials, seed: int) -> None:
     run.stage(name, inputs, _files(name), work)
 
 
-def student(run: Run, materials: Materials, seed: int) -> None:
-    """Train the student with the teacher's help, from the weights that its baseline started from."""
-    name = f"student-{seed}"
+def student(run: Run, materials: Materials, seed: int, *, name: str = "") -> None:
+    """Train the student with the teacher's help, from its baseline's initial weights; `name` as for `baseline`."""
+    name = name or f"student-{seed}"
     config = run.config.distill
     inputs = {
         **_student_inputs(run, materials, seed),
@@ -55,21 +62,23 @@ def student(run: Run, materials: Materials, seed: int) -> None:
     }
 
     def work() -> None:
+        run.call("student", seed)
         network = new_student(run, materials, seed)
-        helper = load(run, "teacher").to(materials.engine.device)
-        objective = Distiller(
-            Running(helper, materials.choices["teacher"].numerics),
-            network,
-            method=config.method,
-            temperature=config.temperature,
-            ce_weight=config.ce_weight,
-            kd_weight=config.kd_weight,
-            label_smoothing=run.config.train.label_smoothing,
-        )
-        _train(run, materials, objective, network, name, "student", seed, run.config.train, inputs)
+        kept = teaching.prepare(run, materials)
+        objective = Distiller(None if kept else _running_teacher(run, materials), network, terms=_terms(run))
+        outputs = kept.view if kept else None
+        _train(run, materials, objective, network, name, "student", seed, run.config.train, inputs, outputs=outputs)
 
     run.record.objective = _objective(run)
     run.stage(name, inputs, _files(name), work)
+
+
+def take_part(run: Run, materials: Materials, role: Role, seed: int) -> None:
+    """Do the share of one process in a training to which the main process has called; nothing is written."""
+    if role == "teacher":
+        _make_teacher(run, materials, _teacher_inputs(run, materials))
+    else:
+        (student if role == "student" else baseline)(run, materials, seed)
 
 
 def load(run: Run, name: str) -> Classifier:
@@ -81,6 +90,21 @@ def load(run: Run, name: str) -> Classifier:
 def _files(name: str) -> list[str]:
     """Return the files of a model: weights and card."""
     return [f"{name}/{WEIGHTS}", f"{name}/{files.card_path(Path(WEIGHTS))}"]
+
+
+def _running_teacher(run: Run, materials: Materials) -> Running:
+    return Running(load(run, "teacher").to(materials.engine.device), materials.choices["teacher"].numerics)
+
+
+def _terms(run: Run) -> tuple[Term, ...]:
+    config = run.config.distill
+    return methods.terms(
+        config.method,
+        temperature=config.temperature,
+        ce_weight=config.ce_weight,
+        kd_weight=config.kd_weight,
+        label_smoothing=run.config.train.label_smoothing,
+    )
 
 
 def _objective(run: Run) -> Objective:
@@ -135,6 +159,7 @@ def _make_teacher(run: Run, materials: Materials, inputs: dict[str, Any]) -> Non
     if config.teacher.ready:
         _keep(run, materials, fresh, "teacher", "teacher", None, None, inputs)
         return
+    run.call("teacher", config.teacher.seed)
     objective = Distiller(None, fresh, label_smoothing=config.teacher_train.label_smoothing)
     budget = config.teacher_train
     _train(run, materials, objective, fresh, "teacher", "teacher", config.teacher.seed, budget, inputs)
@@ -172,13 +197,15 @@ def _train(
     seed: int,
     config: TrainConfig,
     inputs: dict[str, Any],
+    *,
+    outputs: Callable[[int], Table] | None = None,
 ) -> None:
     initial = files.weights_fingerprint(network.net)
     numerics = materials.choices["teacher" if role == "teacher" else "student"].numerics
     place = run.folder / name / f"checkpoint-{run.key(inputs)}.safetensors"
-    fit = Training(
+    training = Training(
         objective,
-        materials.epochs(config.batch_size),
+        materials.epochs(config, outputs),
         materials.splits["val"],
         config,
         seed=seed,
@@ -189,7 +216,15 @@ def _train(
         stop=run.stop,
         progress=run.progress,
         task=name,
-    ).run()
+    )
+    if not materials.engine.is_alone and keeps_statistics_apart(network):
+        run.warn(
+            f"{network.architecture} normalises in a way of its own by the images of a batch: each process by its own "
+            "images, so the weights differ from those of one process."
+        )
+    fit = training.run()
+    if not materials.engine.is_main:
+        return
     _keep(run, materials, network, name, role, seed, fit, inputs, initial=initial)
     for checkpoint in place.parent.glob("checkpoint-*.safetensors"):  # others are of images that have changed since
         checkpoint.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import yaml
 
-from understudy.record import DataSummary, Environment, Export, Objective, Record, Trained
+from understudy.record import DataSummary, Environment, Export, Kept, Objective, Record, Trained
 from understudy.report import numbers, roles
 from understudy.report.markup import Child, Html, tag
 from understudy.report.overview import section
@@ -87,6 +87,20 @@ def objective_section(record: Record) -> Html | None:
         equation,
         tag("p", None, numbers.tied(words)),
         tag("p", {"class": "aside"}, effective),
+        tag("p", None, _outputs(record.outputs)) if record.outputs else None,
+    )
+
+
+def _outputs(kept: Kept) -> str:
+    """Say what the teacher cost."""
+    asked = kept.views * kept.images
+    found = asked - min(kept.computed, asked)
+    largest = f", the {kept.top} largest logits of each answer," if kept.top else ""
+    before = f" {found:,} of them had been kept before." if found else ""
+    views = "one view" if kept.views == 1 else f"{kept.views} views"
+    return (
+        f"The teacher answered once for all students: {asked:,} answers, for {views} of {kept.images:,} images, "
+        f"kept in {numbers.size(kept.bytes)}{largest} and computed in {kept.seconds:.0f} s.{before}"
     )
 
 

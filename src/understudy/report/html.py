@@ -19,6 +19,7 @@ from understudy.report.numbers import tied
 from understudy.report.overview import section
 from understudy.report.perclass import confusion_tables, limited, recall_table
 from understudy.report.roles import classes, measured
+from understudy.report.sweep import sweep_section
 
 
 def render(record: Record) -> str:
@@ -41,6 +42,7 @@ def _sections(record: Record) -> list[Html | None]:
         overview.table_section(record),
         details.models_section(record),
         overview.notes_section(record),
+        sweep_section(record),
         _curves(record),
         _reliability(record),
         _confusion(record),

@@ -12,19 +12,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from understudy.record import Record
-from understudy.report import numbers
+from understudy.record import Record, Sweep, SweepCell
+from understudy.report import numbers, sweep
 from understudy.report.notes import Note, export_line, notes, status_notes
 from understudy.report.tables import Measure, Row, final_table, measures
 
 OUTCOME_STYLES = {"BEATS": "bold green", "NO GAIN": "bold red", "INCONCLUSIVE": "bold yellow"}
 MARKS = {"stop": ("✗ ", "bold red"), "warn": ("! ", "bold yellow"), "info": ("· ", "dim")}
+MOST_CELLS = 12
 SHORT = {"teacher": "Teacher", "baseline": "Alone", "student": "Distilled"}
 
 
 def terminal(record: Record, *, report: Path | None = None) -> RenderableType:
     """Return what a terminal shows of a run: the table, the verdict, the notes and where the report lies."""
-    parts: list[RenderableType] = [_table(final_table(record)) if record.summary else _so_far(record), Text()]
+    parts: list[RenderableType] = _sweep(record.sweep) if record.sweep and record.sweep.cells else []
+    parts += [_table(final_table(record)) if record.summary else _so_far(record), Text()]
     parts += [_verdict(record), Text()] if record.verdict else []
     parts += [_note(note) for note in [*status_notes(record), *notes(record)]]
     parts += [_line("Exported ", export_line(export)) for export in record.exports]
@@ -57,6 +59,49 @@ def _so_far(record: Record) -> Table:
     for name, model in record.models.items():
         shares = (metrics.accuracy if metrics else None for metrics in (model.val, model.test))
         table.add_row(Text(plain(name)), *map(numbers.percent, shares))
+    return table
+
+
+def _sweep(found: Sweep) -> list[RenderableType]:
+    """Return a table of alpha by temperature for each combination of the rest, or the list of the best cells."""
+    tables = [_grid(grid, found) for grid in sweep.grids(found)] or [_ranking(found)]
+    words = [Text(plain(text)) for text in sweep.sentences(found)]
+    return [*(part for table in tables for part in (table, Text())), *words, Text()]
+
+
+def _grid(grid: sweep.Grid, found: Sweep) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
+    table.title = Text(plain(grid.title), style="bold") if grid.title else None
+    table.add_column("On validation", no_wrap=True)
+    for temperature in grid.temperatures:
+        table.add_column(f"T {temperature:g}", justify="right", no_wrap=True)
+    for alpha in grid.alphas:
+        cells = [grid.cells.get((alpha, temperature)) for temperature in grid.temperatures]
+        name = f"alpha {alpha:g}" if alpha else "alone"
+        table.add_row(name, *(_sweep_cell(cell, found) for cell in (cells if alpha else cells[:1])))
+    return table
+
+
+def _sweep_cell(cell: SweepCell | None, found: Sweep) -> Text:
+    if cell is None or cell.mean is None:
+        return Text(numbers.MISSING if cell is None else sweep.state(cell, found), style="dim")
+    picked = cell.key == found.chosen
+    value = ("→ " if picked else "") + numbers.percent(cell.mean.value)
+    under = sweep.spread(cell) if cell.status == "done" else sweep.state(cell, found)
+    return Text.assemble((value, "bold green" if picked else ""), ("\n" + under if under else "", "dim"))
+
+
+def _ranking(found: Sweep) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for head in (*(sweep.HEADS[name] for name in found.varied), "Validation", ""):
+        table.add_column(head)
+    cells = sweep.ranked(found)
+    for cell in cells[:MOST_CELLS]:
+        value = numbers.percent(cell.mean.value if cell.mean else None)
+        named = (Text(plain(text)) for text in sweep.settings(cell, found))
+        table.add_row(*named, f"{value} {sweep.spread(cell)}", sweep.state(cell, found))
+    if len(cells) > MOST_CELLS:
+        table.add_row(f"{len(cells) - MOST_CELLS} more")
     return table
 
 
