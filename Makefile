@@ -6,8 +6,10 @@
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+BENCHMARKS ?= steps peers growth memory decoding scale
 PYTHON ?=
 CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)
+COMMA := ,
 PINNED := -c constraints.txt
 # A Python that understudy runs on and that can make an environment with pip in it.
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
@@ -40,8 +42,8 @@ format: $(VENV)/.dev ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: $(VENV)/.dev ## run the benchmarks
-	@for file in benchmarks/[!_]*.py; do echo "$$file"; $(BIN)/python "$$file" || exit; done
+bench: $(VENV)/.peers ## install the libraries to compare with, then run the benchmarks: 25 to 40 minutes
+	@for name in $(BENCHMARKS); do echo "benchmarks/$$name.py"; $(BIN)/python "benchmarks/$$name.py" || exit; done
 
 clean: ## remove the environment and all caches; runs are kept
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
@@ -65,6 +67,10 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/.made
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.made
 	$(call install,.[dev],understudy and the tools of its developers)
 	@touch $(VENV)/.core $@
+
+$(VENV)/.peers: pyproject.toml constraints.txt | $(VENV)/.dev
+	$(call install,.[dev$(COMMA)peers],the libraries that the benchmarks compare with)
+	@touch $@
 
 $(VENV)/.made:
 	@$(BIN)/python -c '$(READY)' 2>/dev/null || { \

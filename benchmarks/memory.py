@@ -20,13 +20,14 @@ from PIL import Image
 
 import _common as common
 from understudy.config import DataConfig, TrainConfig
-from understudy.data.batches import Epochs, Split, mapped
+from understudy.data.batches import Epochs, Split
 from understudy.data.store import Store, open_store
 from understudy.data.views import POLICIES
 from understudy.distillation import Distiller
+from understudy.engine import Engine
 from understudy.models.build import build
 from understudy.record import InputSpec
-from understudy.train import Engine, Training
+from understudy.train import Training
 
 THREADS = 2
 COUNTS = (2000, 4000, 16000)  # a full batch of validation images, and more
@@ -56,15 +57,14 @@ def decode_and_train(folder: Path, cache: Path, student: str, epochs: int) -> di
     peaks: dict[str, Any] = {"started": watch.peak()._asdict()}
     store = open_store(DataConfig(source=str(folder)), cache=cache)
     peaks |= {"frames_mib": round(store.frames.nbytes / 2**20, 1), "decoded": watch.peak()._asdict()}
-    train(store, student, epochs)
+    train(store, student, epochs, cache / "checkpoint.safetensors")
     peaks["trained"] = watch.peak()._asdict()
     return peaks
 
 
-def train(store: Store, student: str, epochs: int) -> None:
-    frames = mapped(store.frames_path, store.frames.shape)
+def train(store: Store, student: str, epochs: int, path: Path) -> None:
     parts = {
-        name: Split(frames, store.labels, store.ids, rows, size=store.image_size, device=torch.device("cpu"))
+        name: Split(store.frames, store.labels, store.ids, rows, size=store.image_size, device=torch.device("cpu"))
         for name, rows in store.splits.items()
     }
     spec = InputSpec(channels=store.channels, sizes=(store.frame, store.image_size), mean=(0.5,), std=(0.25,))
@@ -75,7 +75,7 @@ def train(store: Store, student: str, epochs: int) -> None:
         TrainConfig(epochs=epochs),
         seed=0,
         engine=Engine(device="cpu", threads=torch.get_num_threads()),
-        path=store.frames_path.parent / "checkpoint.safetensors",
+        path=path,
     )
     training.run()
 

@@ -1,7 +1,8 @@
 """Training steps per second: our loop, a loop as tutorials write it, and a bare loop that does nothing but train.
 
-The MNIST pair, batches of 64, float32, AdamW, with and without an online teacher. The variants take turns, a second
-each. Turns in which other processes wanted the same cores are measured again, as long as patience lasts.
+The MNIST pair, batches of 64, float32, AdamW: the student alone, with the teacher running along, and with the teacher's
+outputs kept. The variants take turns, a second each. Turns in which other processes wanted the same cores are measured
+again, as long as patience lasts.
 """
 
 from __future__ import annotations
@@ -24,19 +25,21 @@ from torch.utils.data import DataLoader, TensorDataset
 import _common as common
 from understudy.config import TrainConfig
 from understudy.data.batches import Epochs, Split
+from understudy.data.outputs import Answers, Table
 from understudy.data.views import POLICIES
-from understudy.distillation import Distiller
+from understudy.distillation import Distiller, methods
+from understudy.engine import Engine
 from understudy.errors import Interrupted
 from understudy.models.build import build
 from understudy.models.classifier import Classifier
 from understudy.numerics import Numerics, Running
 from understudy.record import InputSpec
-from understudy.train import Engine, Training
+from understudy.train import Training
 
 BATCH, TEMPERATURE, ALPHA, RATE = 64, 4.0, 0.5, 1e-3
 MEAN, STD = 0.1307, 0.3081
 WARMUP = 5
-LOOK_EVERY = (30, 3)  # steps between looks at the rest of the machine, alone and distilled
+LOOK_EVERY = {"alone": 30, "online": 3, "cached": 30}  # steps between looks at the rest of the machine
 THREADS = 2
 CPU = torch.device("cpu")
 
@@ -51,33 +54,57 @@ class Pair:
 
     student: Classifier
     teacher: Classifier | None
+    kept: Tensor | None
+    """The teacher's logits, float16 [images, classes]; noise, since speed is all that counts."""
 
 
-def pair(*, teacher: bool) -> Pair:
+def pair(kind: str, images: int) -> Pair:
     spec = InputSpec(channels=1, sizes=(28,), mean=(MEAN,), std=(STD,))
     classes = [str(digit) for digit in range(10)]
     student = build("mnist_small", classes=classes, spec=spec, seed=1)
-    return Pair(student, build("mnist_large", classes=classes, spec=spec, seed=0) if teacher else None)
+    teacher = build("mnist_large", classes=classes, spec=spec, seed=0) if kind == "online" else None
+    kept = torch.randn(images, 10, generator=torch.Generator().manual_seed(0)).half() if kind == "cached" else None
+    return Pair(student, teacher, kept)
+
+
+class Kept(Table):
+    """Outputs that are in memory already."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self._logits = logits.float()
+
+    def rows(self, positions: Tensor) -> Answers:
+        return Answers(self._logits.index_select(0, positions))
 
 
 # --- the loops -------------------------------------------------------------------------------------------------------
 
 
-def ours(nets: Pair, images: common.Images, tick: Tick, *, augment: str = "none") -> None:
+def ours(
+    nets: Pair, images: common.Images, tick: Tick, *, augment: str = "none", numerics: Numerics | None = None
+) -> None:
     labels, ids = images.labels.numpy(), np.arange(len(images.labels), dtype=np.uint64)
     split, val = (
         Split(images.frames, labels, ids, rows, size=28, device=CPU)
         for rows in (np.arange(len(labels)), np.arange(BATCH))
     )
     teacher = Running(nets.teacher, Numerics()) if nets.teacher else None
-    weights: dict[str, Any] = {"temperature": TEMPERATURE, "alpha": ALPHA} if teacher else {}
+    table = Kept(nets.kept) if nets.kept is not None else None
+    both = methods.terms("kd", temperature=TEMPERATURE, ce_weight=1 - ALPHA, kd_weight=ALPHA)
     training = Training(
-        Distiller(teacher, nets.student, **weights),
-        Epochs(split, policy=POLICIES[augment], view_seed=0, batch_size=BATCH),
+        Distiller(teacher, nets.student, terms=both if teacher or table else None),
+        Epochs(
+            split,
+            policy=POLICIES[augment],
+            view_seed=0,
+            batch_size=BATCH,
+            outputs=(lambda view: table) if table else None,
+        ),
         val,
         TrainConfig(epochs=1, batch_size=BATCH, lr=RATE),
         seed=0,
         engine=Engine(device="cpu", threads=torch.get_num_threads()),
+        numerics=numerics,
         stop=tick,
     )
     try:
@@ -90,17 +117,23 @@ def ours_light(nets: Pair, images: common.Images, tick: Tick) -> None:
     ours(nets, images, tick, augment="light")
 
 
+def ours_compiled(nets: Pair, images: common.Images, tick: Tick) -> None:
+    """Train as a run does that is long enough for compiling to pay for itself."""
+    ours(nets, images, tick, numerics=Numerics(compiled=True))
+
+
 def tutorial(nets: Pair, images: common.Images, tick: Tick) -> None:
-    data = TensorDataset((images.frames.float() / 255 - MEAN) / STD, images.labels)
+    kept = () if nets.kept is None else (nets.kept.float(),)
+    data = TensorDataset((images.frames.float() / 255 - MEAN) / STD, images.labels, *kept)
     loader = DataLoader(data, batch_size=BATCH, shuffle=True)
     student, teacher = nets.student.net, nets.teacher.net.eval() if nets.teacher else None
     optimizer = torch.optim.AdamW(student.parameters(), lr=RATE)
     student.train()
     running_loss, correct = 0.0, 0
-    for inputs, labels in loader:
+    for inputs, labels, *answers in loader:
         optimizer.zero_grad()
         logits = student(inputs)
-        loss = objective(logits, labels, teacher, inputs)
+        loss = objective(logits, labels, answers[0] if answers else ask(teacher, inputs))
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         running_loss += loss.item()
@@ -114,26 +147,37 @@ def bare(nets: Pair, images: common.Images, tick: Tick) -> None:
     optimizer = torch.optim.AdamW(student.parameters(), lr=RATE, fused=True)
     for rows in torch.randperm(len(images.labels)).split(BATCH):  # type: ignore[no-untyped-call]
         inputs = images.frames[rows].float().div_(255)
-        objective(student(inputs), images.labels[rows], teacher, inputs).backward()  # type: ignore[no-untyped-call]
+        answers = ask(teacher, inputs) if nets.kept is None else nets.kept[rows].float()
+        objective(student(inputs), images.labels[rows], answers).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         if tick():
             return
 
 
-def objective(logits: Tensor, labels: Tensor, teacher: nn.Module | None, inputs: Tensor) -> Tensor:
+def ask(teacher: nn.Module | None, inputs: Tensor) -> Tensor | None:
+    with torch.no_grad():
+        return None if teacher is None else teacher(inputs)
+
+
+def objective(logits: Tensor, labels: Tensor, answers: Tensor | None) -> Tensor:
     """Return the loss as one writes it by hand."""
     hard = F.cross_entropy(logits, labels)
-    if teacher is None:
+    if answers is None:
         return hard
-    with torch.no_grad():
-        targets = F.log_softmax(teacher(inputs) / TEMPERATURE, dim=1)
+    targets = F.log_softmax(answers / TEMPERATURE, dim=1)
     soft = F.kl_div(F.log_softmax(logits / TEMPERATURE, dim=1), targets, reduction="batchmean", log_target=True)
     return (1 - ALPHA) * hard + ALPHA * TEMPERATURE**2 * soft
 
 
-LOOPS: dict[str, Loop] = {"bare": bare, "ours": ours, "ours, light views": ours_light, "tutorial": tutorial}
-WITH_TEACHER = {"alone": False, "distilled": True}
+LOOPS: dict[str, Loop] = {
+    "bare": bare,
+    "ours": ours,
+    "ours, light views": ours_light,
+    "ours, compiled": ours_compiled,
+    "tutorial": tutorial,
+}
+KINDS = ("alone", "online", "cached")
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -153,7 +197,7 @@ class Turns:
 
 
 Name = tuple[str, str]
-"""Loop, and alone or distilled."""
+"""Loop, and kind of training."""
 
 
 def turn(loop: Loop, nets: Pair, images: common.Images, steps: int) -> tuple[float, bool]:
@@ -163,7 +207,7 @@ def turn(loop: Loop, nets: Pair, images: common.Images, steps: int) -> tuple[flo
     """
     moments: list[float] = []
     quiet = [common.Quiet()]
-    look = LOOK_EVERY[nets.teacher is not None]
+    look = LOOK_EVERY["online" if nets.teacher else "alone"]
 
     def tick() -> bool:
         moments.append(time.perf_counter())
@@ -179,13 +223,13 @@ def turn(loop: Loop, nets: Pair, images: common.Images, steps: int) -> tuple[flo
 
 def measure(rounds: int, steps: dict[str, int], patience: float, images: common.Images) -> dict[Name, Turns]:
     """Measure every variant `rounds` times in quiet, or until `patience` seconds are over."""
-    turns = {(loop, kind): Turns() for kind in WITH_TEACHER for loop in LOOPS}
+    turns = {(loop, kind): Turns() for kind in KINDS for loop in LOOPS}
     end = time.monotonic() + patience
     while lacking := [name for name, one in turns.items() if len(one.quiet) < rounds]:
         if time.monotonic() > end and all(one.quiet or one.disturbed for one in turns.values()):
             break
         for loop, kind in sorted(lacking, key=lambda name: len(turns[name].quiet)):
-            nets = pair(teacher=WITH_TEACHER[kind])
+            nets = pair(kind, len(images.labels))
             common.wait_for_quiet(end)
             milliseconds, quiet = turn(LOOPS[loop], nets, images, steps[kind])
             (turns[loop, kind].quiet if quiet else turns[loop, kind].disturbed).append(milliseconds)
@@ -197,7 +241,7 @@ def memory(loop: str, kind: str, steps: int) -> None:
     watch = common.Watch()
     images = common.mnist()
     if loop in LOOPS:
-        turn(LOOPS[loop], pair(teacher=WITH_TEACHER[kind]), images, steps)
+        turn(LOOPS[loop], pair(kind, len(images.labels)), images, steps)
     print(json.dumps(watch.peak()._asdict()))
 
 
@@ -209,6 +253,7 @@ def report(turns: dict[Name, Turns], peaks: dict[Name, Any]) -> list[dict[str, A
             "step_ms": round(one.fastest, 3),
             "images_per_second": round(1e3 * BATCH / one.fastest),
             "times_bare": round(one.fastest / turns["bare", kind].fastest, 3),
+            "times_alone": round(one.fastest / turns[loop, "alone"].fastest, 3),
             "median_ms": round(median(one.quiet or one.disturbed), 3),
             "peak_mib": peaks[loop, kind],
             "quiet_turns_ms": [round(value, 3) for value in one.quiet],
@@ -219,7 +264,17 @@ def report(turns: dict[Name, Turns], peaks: dict[Name, Any]) -> list[dict[str, A
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    head = ["loop", "student", "ms a step", "images/s", "times bare", "median ms", "quiet turns", "peak MiB (private)"]
+    head = [
+        "loop",
+        "student",
+        "ms a step",
+        "images/s",
+        "times bare",
+        "times alone",
+        "median ms",
+        "quiet turns",
+        "peak MiB (private)",
+    ]
     body = [
         [
             row["loop"],
@@ -227,6 +282,7 @@ def table(results: list[dict[str, Any]]) -> str:
             f"{row['step_ms']:.2f}",
             f"{row['images_per_second']:,}",
             f"{row['times_bare']:.2f}",
+            f"{row['times_alone']:.2f}",
             f"{row['median_ms']:.2f}",
             str(len(row["quiet_turns_ms"])),
             f"{row['peak_mib']['resident']:.0f} ({row['peak_mib']['private']:.0f})",
@@ -247,7 +303,7 @@ def main() -> None:
     if words.memory:
         memory(words.memory[0], words.memory[1], steps=10)
         return
-    steps = {"alone": 90, "distilled": 9}
+    steps = {"alone": 90, "online": 9, "cached": 90}
     images = common.mnist()
     turns = measure(words.rounds, steps, words.patience, images)
 

