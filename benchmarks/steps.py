@@ -32,7 +32,7 @@ from understudy.engine import Engine
 from understudy.errors import Interrupted
 from understudy.models.build import build
 from understudy.models.classifier import Classifier
-from understudy.numerics import Numerics, Running
+from understudy.numerics import Numerics, Running, for_answers
 from understudy.record import InputSpec
 from understudy.train import Training
 
@@ -88,7 +88,7 @@ def ours(
         Split(images.frames, labels, ids, rows, size=28, device=CPU)
         for rows in (np.arange(len(labels)), np.arange(BATCH))
     )
-    teacher = Running(nets.teacher, Numerics()) if nets.teacher else None
+    teacher = Running(nets.teacher, for_answers(Numerics())) if nets.teacher else None
     table = Kept(nets.kept) if nets.kept is not None else None
     both = methods.terms("kd", temperature=TEMPERATURE, ce_weight=1 - ALPHA, kd_weight=ALPHA)
     training = Training(

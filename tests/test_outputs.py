@@ -562,4 +562,4 @@ def test_asked_again_the_teacher_says_the_same(cache: Path) -> None:
 
 def test_blocks_are_as_large_as_a_batch_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert [outputs.block_rows(size) for size in (10, 32, 64, 96, 128, 224, 600)] == [256, 256, 256, 64, 64, 16, 16]
+    assert [outputs.block_rows(size) for size in (10, 32, 64, 96, 128, 224, 600)] == [64, 64, 64, 64, 64, 16, 16]

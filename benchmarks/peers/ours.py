@@ -18,7 +18,7 @@ from understudy.data.outputs import Answers, Outputs, Source, Viewed, open_outpu
 from understudy.data.views import POLICIES
 from understudy.distillation import Distiller, methods
 from understudy.engine import Engine
-from understudy.numerics import Numerics, Running
+from understudy.numerics import Numerics, Running, for_answers
 from understudy.train import Training
 
 EPOCHS = 1_000_000  # the orders end long before
@@ -36,7 +36,7 @@ def alone(nets: Nets, data: Data, tick: Turns) -> None:
 
 
 def online(nets: Nets, data: Data, tick: Turns) -> None:
-    teacher = Running(nets.teacher, Numerics())
+    teacher = Running(nets.teacher, for_answers(Numerics()))
     distiller = Distiller(teacher, nets.student, temperature=TEMPERATURE, alpha=ALPHA)
     train(distiller, epochs(split(data)), data, tick)
 
@@ -54,8 +54,10 @@ def cached(nets: Nets, data: Data, tick: Turns) -> None:
 def teach(nets: Nets, images: Split, cache: Path) -> Outputs:
     """Return the teacher's answers for all images, computed and written."""
 
+    teacher = Running(nets.teacher, for_answers(Numerics()))
+
     def answer(batch: Tensor) -> Answers:
-        return Answers(nets.teacher(batch))
+        return Answers(teacher(batch))
 
     viewed = Viewed(images, POLICIES["none"], seed=0)
     source = Source(identity={"benchmark": "peers"}, card={}, load=lambda: answer, temperatures=(TEMPERATURE,))

@@ -29,7 +29,7 @@ from understudy.numerics import Numerics
 from understudy.progress import Progress, silent
 from understudy.record import Epoch
 
-_EVALUATION_BATCH = {"cpu": 256, "cuda": 8192}  # a CPU is no faster with more; a GPU takes what its memory holds
+_EVALUATION_BATCH = {"cpu": 64, "cuda": 8192}  # a CPU's cache is soon full; a GPU takes what its memory holds
 _CHECK_EVERY = 32  # steps between looks at the loss: a look waits for the device
 _AGREE_EVERY = 16  # steps between looks where there are several processes: all look, and stop, at the same step
 _PROGRESS_SECONDS = 0.1
@@ -353,7 +353,7 @@ def answers(network: nn.Module, split: Split, *, numerics: Numerics | None = Non
     Always float32 arithmetic; the network's mode is restored.
     """
     layout = (numerics or Numerics()).layout
-    training, batch = network.training, _EVALUATION_BATCH.get(split.device.type, 256)
+    training, batch = network.training, _EVALUATION_BATCH.get(split.device.type, 64)
     network.eval()
     try:
         with torch.inference_mode():

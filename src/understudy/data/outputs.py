@@ -33,7 +33,7 @@ from understudy.errors import Interrupted, ModelError, UnderstudyError
 from understudy.progress import Progress, silent
 
 _IN_MEMORY = 256 << 20  # bytes of a view; a larger one is read row by row
-_LARGEST_BLOCK, _SMALLEST_BLOCK, _BLOCK_PIXELS = 256, 16, 1 << 20
+_LARGEST_BLOCK, _SMALLEST_BLOCK, _BLOCK_PIXELS = 64, 16, 1 << 20  # larger ones do not fit a CPU's cache
 _SAMPLE = 512  # images that decide how many logits are kept
 
 

@@ -251,7 +251,7 @@ def _answer(bench: Bench, made: Classifier, role: Role) -> float:
     """Return the seconds in which a network sees a view and answers, for one image."""
     block = block_rows(bench.store.image_size)
     images = Viewed(bench.images(2 * block), bench.policy, 0).through(0)
-    running = Running(made, bench.choices[role].numerics).eval()
+    running = Running(made, numerics.for_answers(bench.choices[role].numerics)).eval()
 
     def ask() -> None:
         with torch.inference_mode():

@@ -5,7 +5,6 @@ Imported by the stages that train students, by the plan and by the sweep.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from understudy.data.frames import StoredFrames
 from understudy.data.outputs import Answer, Answers, Outputs, Source, Viewed, find_outputs, open_outputs
 from understudy.data.packing import DENSE_UP_TO
 from understudy.models import build, files, foreign
-from understudy.numerics import Running
+from understudy.numerics import Running, for_answers
 from understudy.pipeline.folder import Run
 from understudy.pipeline.materials import VIEW_SEED, Materials
 from understudy.record import Kept
@@ -105,9 +104,14 @@ def _source(run: Run, materials: Materials) -> Source:
     )
 
 
-def _load(run: Run, materials: Materials) -> Answer:
+def running(run: Run, materials: Materials) -> Running:
+    """Load the run's teacher, ready to answer."""
     classifier, _ = files.load(run.folder / WEIGHTS)
-    network = Running(classifier.to(materials.engine.device), materials.choices["teacher"].numerics)
+    return Running(classifier.to(materials.engine.device), for_answers(materials.choices["teacher"].numerics))
+
+
+def _load(run: Run, materials: Materials) -> Answer:
+    network = running(run, materials)
 
     def answer(images: Tensor) -> Answers:
         return Answers(network(images))
@@ -124,8 +128,8 @@ def _identity(run: Run, materials: Materials) -> dict[str, Any]:
         "code": foreign.code_hash(card.architecture) if build.is_function(card.architecture) else "",
         "network_channels": card.network_channels,
         "input": card.input.model_dump(mode="json"),
-        # only training is compiled: a long run and a short one share what is kept
-        "numerics": str(replace(materials.choices["teacher"].numerics, compiled=False)),
+        # not those of training, which may differ between a long run and a short one: both share what is kept
+        "numerics": str(for_answers(materials.choices["teacher"].numerics)),
         "device": materials.engine.device.type,
         "versions": {name: _installed(name) for name in _LIBRARIES},
     }

@@ -13,7 +13,6 @@ from understudy.evaluate import gate, metrics
 from understudy.models import files
 from understudy.models.classifier import Classifier
 from understudy.models.norms import keeps_statistics_apart
-from understudy.numerics import Running
 from understudy.pipeline import teaching
 from understudy.pipeline.folder import Run
 from understudy.pipeline.materials import VIEW_SEED, Materials, new_student, new_teacher, teacher_kind
@@ -65,7 +64,7 @@ def student(run: Run, materials: Materials, seed: int, *, name: str = "") -> Non
         run.call("student", seed)
         network = new_student(run, materials, seed)
         kept = teaching.prepare(run, materials)
-        objective = Distiller(None if kept else _running_teacher(run, materials), network, terms=_terms(run))
+        objective = Distiller(None if kept else teaching.running(run, materials), network, terms=_terms(run))
         outputs = kept.view if kept else None
         _train(run, materials, objective, network, name, "student", seed, run.config.train, inputs, outputs=outputs)
 
@@ -90,10 +89,6 @@ def load(run: Run, name: str) -> Classifier:
 def _files(name: str) -> list[str]:
     """Return the files of a model: weights and card."""
     return [f"{name}/{WEIGHTS}", f"{name}/{files.card_path(Path(WEIGHTS))}"]
-
-
-def _running_teacher(run: Run, materials: Materials) -> Running:
-    return Running(load(run, "teacher").to(materials.engine.device), materials.choices["teacher"].numerics)
 
 
 def _terms(run: Run) -> tuple[Term, ...]:
