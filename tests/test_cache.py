@@ -331,7 +331,7 @@ def test_a_flipped_bit_is_noticed_and_its_view_alone_removed(kept: Kept) -> None
     flip(torn, 100)
     for checked in (housekeeping.verify(), housekeeping.verify_run(kept.run)):
         assert [problem.path for problem in checked.problems] == [torn]
-        assert "1 of 1 blocks of view 2 fail their checksums" in checked.problems[0].text
+        assert "1 of 2 blocks of view 2 fail their checksums" in checked.problems[0].text
     assert housekeeping.repair(checked) == [torn]
     assert [path.name for path in sorted(kept.outputs.iterdir())] == ["card.json", "view-00000.rows"]
     assert housekeeping.verify().problems == []
@@ -366,7 +366,7 @@ def test_answers_that_the_teacher_does_not_give_are_noticed(kept: Kept) -> None:
     file.close()
     for checked in (housekeeping.verify(chance=random.Random(0)), housekeeping.verify_run(kept.run)):
         assert [problem.path for problem in checked.problems] == [file.path]
-        assert "the teacher answers 1 of 80 images otherwise" in checked.problems[0].text
+        assert "the teacher answers 1 of 64 images otherwise" in checked.problems[0].text
 
 
 def test_what_cannot_be_answered_again_is_told(kept: Kept, tmp_path: Path) -> None:

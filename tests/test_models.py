@@ -134,7 +134,7 @@ def test_keras_networks_start_as_keras_starts_them():
     for layer, fans in ((net.conv1, 9 * 1 + 9 * 256), (net.conv2, 9 * 256 + 9 * 512), (net.head, 512 * 49 + 10)):
         limit = math.sqrt(6 / fans)
         largest = layer.weight.abs().max().item()
-        assert 0.99 * limit < largest <= limit
+        assert 0.99 * limit < largest <= limit * (1 + 1e-6)  # float32
         assert torch.count_nonzero(layer.bias) == 0
 
 
