@@ -203,7 +203,8 @@ def block() -> str:
 
 def _compared(name: str) -> str:
     path = common.RESULTS / f"scale_{name}.md"
-    title = {"xray": "Chest X-rays, ResNet-18 to cnn3, 64 px, 5 epochs, else defaults", "digits": "The demo's digits"}[name]
+    titles = {"xray": "Chest X-rays, ResNet-18 to cnn3, 64 px, 5 epochs, else defaults", "digits": "The demo's digits"}
+    title = titles[name]
     if not path.exists():
         return f"**{title}**: not measured yet."
     return f"**{title}**\n\n" + path.read_text(encoding="utf-8").split("\n\n", 1)[1].strip()
