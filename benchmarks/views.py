@@ -127,7 +127,8 @@ def main() -> None:
         for row in measure(words.work, name, settings, words.threads, alone=name.startswith("MNIST"))
     ]
     if not words.only:
-        common.write("views", {"tasks": found, "seeds": SEEDS, "threads": words.threads}, rows, table(rows))
+        told = {name: {**one, "data": {**one["data"], "source": name.split(",")[0]}} for name, one in found.items()}
+        common.write("views", {"tasks": told, "seeds": SEEDS, "threads": words.threads}, rows, table(rows))
 
 
 if __name__ == "__main__":
