@@ -355,7 +355,13 @@ def test_the_teacher_sees_fresh_views_that_are_not_mixed() -> None:
 
 @pytest.mark.parametrize("views", ["0", "-1", "often", "1.5"])
 def test_views_are_a_number_or_online(views: str) -> None:
-    assert "train.views" in _refused(lambda: load(None, DATA, [f"train.views={views}"]))
+    text = _refused(lambda: load(None, DATA, [f"train.views={views}"]))
+    assert text.startswith("Setting 'train.views': a number of views of at least 1, or 'online' (given: ")
+
+
+def test_views_may_come_as_a_word() -> None:
+    assert _with(train={"views": "4"}).train.views == 4
+    assert _with(train={"views": "online"}).train.views == "online"
 
 
 def test_a_configuration_never_changes() -> None:

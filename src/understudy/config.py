@@ -18,6 +18,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -80,6 +81,15 @@ class TrainConfig(Section):
     mix: Literal["none", "mixup", "cutmix"] = "none"
     mix_alpha: PositiveFloat = 1.0
     """The share of an image in a mixed one is drawn from Beta(mix_alpha, mix_alpha)."""
+
+    @field_validator("views", mode="before")
+    @classmethod
+    def _number_or_online(cls, value: Any) -> Any:
+        """Say in one sentence what is possible; of two types, each would have its own complaint."""
+        number = str(value).isdecimal() and int(value) > 0
+        if value != "online" and not number:
+            raise ValueError("a number of views of at least 1, or 'online'")
+        return int(value) if number else value
 
 
 class TeacherConfig(Section):
