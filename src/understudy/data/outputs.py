@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -256,12 +257,12 @@ class Outputs:
             )
 
 
-class Table:
+class Table(ABC):
     """The answers for one view."""
 
+    @abstractmethod
     def rows(self, positions: Tensor) -> Answers:
         """Return the answers for places within the split, int64 [batch]: float32 on the device."""
-        raise NotImplementedError
 
 
 class _InMemory(Table):

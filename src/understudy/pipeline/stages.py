@@ -33,7 +33,7 @@ def distill(run: Run, announce: Announce = lambda plan: None) -> None:
         trainings.student(run, materials, seed)
     judge.evaluate(run, materials)
     exporting.export(run, materials)
-    _note_memory(run)
+    note_memory(run)
 
 
 def train(run: Run, announce: Announce = lambda plan: None) -> None:
@@ -42,11 +42,11 @@ def train(run: Run, announce: Announce = lambda plan: None) -> None:
     announce(plan.make(run, materials))
     trainings.teacher(run, materials)
     judge.evaluate(run, materials)
-    _note_memory(run)
+    note_memory(run)
 
 
-def _note_memory(run: Run) -> None:
-    """Keep the largest resident memory of all processes that worked on the run."""
+def note_memory(run: Run) -> None:
+    """Keep the largest resident memory of the processes that owned the run; workers are not counted."""
     if run.record.environment is not None and run.record.status == "running":
         known = [run.record.environment.peak_memory_bytes, profile.peak_rss()]
         run.record.environment.peak_memory_bytes = max((value for value in known if value), default=None)

@@ -15,13 +15,13 @@ import torch
 from understudy.config import SweepConfig
 from understudy.distillation import methods
 from understudy.errors import RunError
-from understudy.evaluate import profile
 from understudy.launch import launched
 from understudy.models import files
 from understudy.pipeline import exporting, judge, teaching, trainings
 from understudy.pipeline.folder import Run
 from understudy.pipeline.materials import Materials, gather
 from understudy.pipeline.plan import Plan
+from understudy.pipeline.stages import note_memory
 from understudy.record import Objective, Sweep
 from understudy.storage import atomic_path
 from understudy.sweep import cluster, search
@@ -58,7 +58,7 @@ def sweep(run: Run, announce: Callable[[Plan], None] = lambda plan: None) -> Non
     run.stage("search", shop.inputs(), _outputs(run), lambda: _search(run, materials, shop))
     judge.evaluate(run, materials)
     exporting.export(run, materials)
-    _note_memory(run)
+    note_memory(run)
 
 
 def _need_libraries(asked: SweepConfig) -> None:
@@ -140,10 +140,3 @@ def _note_choice(run: Run, found: Sweep, chosen: Cell) -> None:
     )
     if run.record.environment is not None:
         run.record.environment.precision["student"] = found.precision[chosen.student]
-
-
-def _note_memory(run: Run) -> None:
-    """Keep the largest resident memory of this process; those of trials are not counted."""
-    if run.record.environment is not None and run.record.status == "running":
-        known = [run.record.environment.peak_memory_bytes, profile.peak_rss()]
-        run.record.environment.peak_memory_bytes = max((value for value in known if value), default=None)
