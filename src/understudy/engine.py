@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import datetime
 import functools
+import gc
 import os
 import time
 from contextlib import AbstractContextManager
@@ -116,6 +117,9 @@ def join() -> Channel:
 def depart() -> None:
     """Take leave of the other processes, at the end of a program in which all went well."""
     if dist.is_initialized():
+        # a wrapped objective is a cycle that holds the group: gloo's threads end with the group's last holder, and one
+        # that still drops a tensor while the interpreter ends aborts the process
+        gc.collect()
         dist.destroy_process_group()
     join.cache_clear()
 
