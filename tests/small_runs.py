@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from understudy import api, config
 from understudy.config import RunConfig
+from understudy.distillation.methods import METHODS, Part
 from understudy.pipeline import Run, exporting
 from understudy.record import Record
 
@@ -115,3 +117,8 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int, str]]:
             status = path.stat()
             found[str(path.relative_to(folder))] = (status.st_ino, status.st_mtime_ns, digest(path))
     return found
+
+
+def teach_by(patch: pytest.MonkeyPatch, loss: Callable[..., Any]) -> None:
+    """Let the method kd use another loss."""
+    patch.setitem(METHODS, "kd", replace(METHODS["kd"], parts=(Part(loss),)))

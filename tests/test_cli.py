@@ -26,7 +26,20 @@ from understudy import record as records
 from understudy.config import RunConfig
 from understudy.errors import UnderstudyError
 
-COMMANDS = ["demo", "distill", "train", "resume", "report", "evaluate", "predict", "sweep", "cache"]
+COMMANDS = [
+    "demo",
+    "distill",
+    "train",
+    "resume",
+    "report",
+    "evaluate",
+    "predict",
+    "sweep",
+    "cache",
+    "methods",
+    "compare",
+]
+COMMANDS += ["layers"]
 SMALL = ["--teacher", "mnist_small", "--student", "mnist_small", "--precision", "fp32", "--threads", "1"]
 
 
@@ -262,12 +275,13 @@ def test_every_option_of_distill_reaches_its_setting(call: Call, asked: list[Run
         "data-dir": "sets",
         "max-bad-share": 0.5,
         "val-fraction": 0.25,
+        "label-share": 0.5,
         "min-gain": 0.0625,
         "device": "cpu",
         "precision": "bf16",
         "threads": 3,
     }
-    flags = ["teacher-ready", "pretrained", "download", "force", "unsafe-pickle"]
+    flags = ["teacher-ready", "pretrained", "download", "no-unlabelled", "force", "unsafe-pickle"]
     given_words = [word for key, value in options.items() for word in (f"--{key}", value)]
     call("distill", "photos", *given_words, *(f"--{flag}" for flag in flags))
     given = asked[0].model_dump(mode="json")
@@ -275,13 +289,14 @@ def test_every_option_of_distill_reaches_its_setting(call: Call, asked: list[Run
     told = {
         "name": "n",
         "data": default["data"]
-        | {"data_dir": "sets", "download": True, "image_size": 48, "val_fraction": 0.25, "max_bad_share": 0.5},
+        | {"data_dir": "sets", "download": True, "image_size": 48, "val_fraction": 0.25, "max_bad_share": 0.5}
+        | {"label_share": 0.5, "drop_unlabelled": True},
         "teacher": default["teacher"]
         | {"model": "mnist_large", "ready": True, "pretrained": True, "weights": "w.safetensors", "epochs": 4},
         "student": {"model": "mnist_small"},
         "train": default["train"]
         | {"epochs": 3, "batch_size": 8, "lr": 0.5, "weight_decay": 0.125, "clip_norm": 1.5, "augment": "light"},
-        "distill": {"method": "kd", "temperature": 5.0, "ce_weight": 0.25, "kd_weight": 2.0},
+        "distill": default["distill"] | {"method": "kd", "temperature": 5.0, "ce_weight": 0.25, "kd_weight": 2.0},
         "sweep": None,
         "seeds": [0, 1],
         "min_gain": 0.0625,
@@ -563,7 +578,7 @@ def test_a_fault_while_training_is_noted_in_the_record(
     photos: Path, finished: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("understudy.losses.kd", lambda *logits, temperature: 1 / 0)
+        small_runs.teach_by(patch, lambda *logits, temperature: 1 / 0)
         said = call("distill", *words(photos), "--out", "run").sentence(code=70)
     assert "ZeroDivisionError" in said
     assert records.load(Path("run")).status == "failed"

@@ -305,7 +305,7 @@ def test_a_value_of_the_wrong_kind(values: dict[str, Any], expected: str) -> Non
         ("train", "warmup", 1),
         ("train", "label_smoothing", 1),
         ("train", "clip_norm", 0),
-        ("train", "augment", "strong"),
+        ("train", "augment", "stronger"),
         ("distill", "temperature", 0),
         ("distill", "temperature", math.inf),
         ("distill", "kd_weight", -1),

@@ -132,7 +132,8 @@ def test_every_method_has_a_row_that_says_where_it_comes_from(method: str) -> No
 
 
 def test_effective_weight_counts_the_square_of_the_temperature() -> None:
-    assert METHODS["kd"].effective_weight(0.5, 4.0) == 8.0
+    (term,) = METHODS["kd"].terms(weight=0.5, temperature=4.0)
+    assert term.effective_weight() == 8.0
 
 
 def test_alpha_is_sugar() -> None:
@@ -142,7 +143,7 @@ def test_alpha_is_sugar() -> None:
 
 def test_own_terms() -> None:
     images, student = torch.rand(4, 1, 8, 8), _net(1).eval()
-    term = Term("mse", lambda s, t: ((s - t) ** 2).mean(1), "teacher", 3.0)
+    term = Term("mse", lambda s, t: ((s - t) ** 2).mean(1), weight=3.0)
     losses = Distiller(student, student, terms=[term])(images)
     assert torch.equal(losses.total, torch.zeros(()))
 
@@ -150,10 +151,11 @@ def test_own_terms() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "kdd"}, "Unknown method 'kdd'. Did you mean 'kd'?"),
+        ({"method": "kdd"}, "Unknown method 'kdd'. Did you mean"),
+        ({"method": "kd+attention"}, "give the distiller images as `example`"),
         ({"alpha": 2.0}, "between 0 and 1"),
         ({"alpha": 0.5, "kd_weight": 1.0}, "not both"),
-        ({"ce_weight": 0.0, "kd_weight": 0.0}, "not both 0"),
+        ({"ce_weight": 0.0, "kd_weight": 0.0}, "nothing to learn from"),
         ({"ce_weight": -1.0}, "0 or more"),
     ],
 )
@@ -165,5 +167,5 @@ def test_refuses_what_makes_no_sense(options: dict[str, object], message: str) -
 def test_says_when_classes_differ_or_labels_are_missing(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     with pytest.raises(ModelError, match="same classes in the same order"):
         Distiller(_net(0, classes=4), _net(1))(*batch)
-    with pytest.raises(ConfigError, match="'ce' compares the student with the labels"):
+    with pytest.raises(ConfigError, match="'ce' takes labels; none given"):
         Distiller(_net(0), _net(1))(batch[0])

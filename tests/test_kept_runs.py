@@ -26,6 +26,7 @@ from understudy.data import outputs
 from understudy.data.rowfile import RowFile
 from understudy.models import files
 from understudy.pipeline import teaching, trainings
+from understudy.pipeline.chain import Link
 from understudy.record import Record
 
 pytestmark = pytest.mark.slow
@@ -126,7 +127,7 @@ def test_other_objectives_and_seeds_need_no_teacher(
     assert first.outputs is not None
     assert (first.outputs.computed, first.outputs.views, first.outputs.images) == (EPOCHS * TRAIN, EPOCHS, TRAIN)
 
-    def load(*rest: object) -> None:
+    def load(*rest: object, embedding: bool) -> None:
         raise AssertionError("the teacher was loaded")
 
     monkeypatch.setattr(teaching, "_load", load)
@@ -242,13 +243,14 @@ def test_the_cache_is_deleted_between_stages(
     expected: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = trainings.baseline
+    original = trainings.train
 
-    def baseline(*given: Any) -> None:
-        original(*given)
-        shutil.rmtree(cache)
+    def train(run: Any, materials: Any, link: Link) -> None:
+        original(run, materials, link)
+        if link.role == "baseline":
+            shutil.rmtree(cache)
 
-    monkeypatch.setattr(trainings, "baseline", baseline)
+    monkeypatch.setattr(trainings, "train", train)
     record = run(photos, tmp_path / "run", teacher, seeds=[0, 1])
     assert weights(tmp_path / "run") == expected
     assert computed(record) == 2 * EPOCHS * TRAIN

@@ -494,7 +494,7 @@ def test_a_run_that_failed_goes_on_once_the_cause_is_gone(
     photos: Path, finished: api.DistillResult, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("understudy.losses.kd", lambda student, teacher, *, temperature: student.sum(1) * torch.nan)
+        small_runs.teach_by(patch, lambda student, teacher, *, temperature: student.sum(1) * torch.nan)
         with pytest.raises(TrainingError, match="student-0"):
             small_runs.distilled(photos, tmp_path / "run")
     record = api.resume(tmp_path / "run").record

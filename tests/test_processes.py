@@ -63,11 +63,11 @@ def begin() -> Iterator[Begin]:
     """Return a function that starts a command line in two processes, as torchrun does; none outlives the test."""
     begun: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: object) -> Together:
+    def start(*arguments: object, program: str = COMMAND) -> Together:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        command = [sys.executable, "-c", COMMAND.format(tests=str(Path(__file__).parent)), *map(str, arguments)]
+        command = [sys.executable, "-c", program.format(tests=str(Path(__file__).parent)), *map(str, arguments)]
         shared = {"WORLD_SIZE": WORLD, "LOCAL_WORLD_SIZE": WORLD, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         started = []
         for rank in range(WORLD):
@@ -202,8 +202,8 @@ def test_an_error_is_told_once_and_ends_all(
 
 
 def test_other_ways_to_spread_a_training_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match="FSDP is not offered: every process holds the whole model"):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match=r"DeepSpeed is not offered\. Start with accelerate launch --multi_gpu"):
         engine.join()
 
 

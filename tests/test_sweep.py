@@ -93,7 +93,7 @@ def table(result: api.DistillResult) -> Sweep:
 
 def figures(sweep: Sweep) -> dict[str, Any]:
     """Return what does not depend on who carried out the trials."""
-    return sweep.model_dump(exclude={"executor"})
+    return sweep.model_dump(exclude={"executor": True, "cells": {"__all__": {"epoch_seconds"}}})
 
 
 def cell(sweep: Sweep, key: str | None) -> SweepCell:
@@ -225,9 +225,9 @@ def test_the_teacher_answers_once_for_all_cells(photos: Path, tmp_path: Path, mo
     seen = Watched(monkeypatch)
     load, loaded_before = teaching._load, []
 
-    def counted(*rest: Any) -> Any:
+    def counted(*rest: Any, embedding: bool) -> Any:
         loaded_before.append(len(seen.trained))
-        return load(*rest)
+        return load(*rest, embedding=embedding)
 
     monkeypatch.setattr(teaching, "_load", counted)
     result = swept(photos, tmp_path / "run")

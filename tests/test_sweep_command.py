@@ -82,6 +82,17 @@ def test_one_value_is_a_setting_like_any(asked: list[RunConfig], monkeypatch: py
     assert (config.sweep.student, config.sweep.lr, config.sweep.method) == ((), (), ())
     assert len(config.sweep.alpha) == len(config.sweep.temperature) == 5
     assert config.sweep.ray == "local"
+    assert config.sweep.stacked == "auto"
+
+
+@pytest.mark.parametrize("word", ["auto", "never", "always"])
+def test_whether_cells_are_stacked_can_be_said(
+    word: str, asked: list[RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(f"sweep digits --stacked {word}", monkeypatch) == 0
+    (config,) = asked
+    assert config.sweep is not None
+    assert config.sweep.stacked == word
 
 
 @pytest.mark.parametrize(
@@ -94,6 +105,8 @@ def test_one_value_is_a_setting_like_any(asked: list[RunConfig], monkeypatch: py
         ("sweep --alpha 0 1", 1, "No data given"),
         ("sweep digits --alpha", 2, "requires an argument"),
         ("sweep digits --workers 0", 1, "'sweep.workers'"),
+        ("sweep digits --stacked often", 1, "'sweep.stacked': input should be 'auto', 'never' or 'always'"),
+        ("sweep digits --stacked always --ray local", 1, "students are stacked in one process"),
     ],
 )
 def test_wrong_words_end_as_a_sentence(
@@ -130,7 +143,7 @@ def test_a_sweep_prints_its_plan_its_table_and_its_verdict(
 def test_the_command_explains_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("sweep --help", monkeypatch) == 0
     text = capsys.readouterr().out
-    for option in (*sweeping._NUMBERS, *sweeping._NAMES, "--trials", "--workers", "--ray", "--seeds", "--out"):
+    for option in (*sweeping._NUMBERS, *sweeping._NAMES, "--trials", "--workers", "--ray", "--stacked", "--seeds"):
         assert option in text
 
 

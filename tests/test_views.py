@@ -123,6 +123,55 @@ def test_brightness_and_contrast_do_what_they_say() -> None:
     torch.testing.assert_close(views.apply(square, drawn, 2)[0, 0, 0], expected)
 
 
+def test_saturation_leaves_each_pixel_its_grey() -> None:
+    frames = _frames(4, channels=3)
+    made = views.apply(frames, views.Draw(None, None, None, torch.full((4, 1, 1, 1), 0.25)), 12)
+    plain = frames.float() / 255
+    grey = plain.mean(1, keepdim=True)
+    torch.testing.assert_close(made, (plain - grey) * 0.25 + grey)
+    alone = frames[:, :1]
+    assert torch.equal(
+        views.apply(alone, views.Draw(None, None, None, torch.full((4, 1, 1, 1), 0.25)), 12), plain[:, :1]
+    )
+
+
+def test_an_erased_square_holds_the_mean() -> None:
+    frame = _frames(1, side=10)
+    square = torch.tensor([[0.4, 0.7, 0.15]])  # columns 3 and 4 of 10 and a half more on either side, rows 6 and 7
+    made, plain = views.apply(frame, views.Draw(None, None, None, None, square), 10)[0, 0], frame[0, 0].float() / 255
+    expected = plain.clone()
+    for row in range(10):
+        for column in range(10):
+            if abs((column + 0.5) / 10 - 0.4) < 0.15 and abs((row + 0.5) / 10 - 0.7) < 0.15:
+                expected[row, column] = plain.mean()
+    assert 4 <= int((expected != plain).sum()) <= 9
+    torch.testing.assert_close(made, expected)
+
+
+def test_half_of_the_views_lose_a_square() -> None:
+    drawn = views.draw(IDS, ViewPolicy(erase=0.4), seed=0, view=0)
+    assert drawn.erase is not None
+    sides = 2 * drawn.erase[:, 2]
+    assert 200 < int((sides > 0).sum()) < 300
+    assert 0.35 < float(sides.max()) <= 0.4
+
+
+def test_shear_leans_by_its_tangent() -> None:
+    drawn = views.draw(IDS, ViewPolicy(shear=0.3), seed=0, view=0)
+    assert drawn.theta is not None
+    assert torch.equal(drawn.theta[:, [0, 1], [0, 1]], torch.ones(500, 2))
+    leans = drawn.theta[:, [0, 1], [1, 0]]
+    assert 0.28 < float(leans.abs().max()) <= 0.3
+    assert torch.equal(drawn.theta[:, :, 2], torch.zeros(500, 2))
+
+
+def test_what_strong_views_draw_changes_no_other_view() -> None:
+    weak, strong = (views.draw(IDS, ViewPolicy(rotate=8.0, contrast=0.2, erase=e), seed=3, view=2) for e in (0.0, 0.4))
+    assert weak.theta is not None
+    assert strong.theta is not None
+    assert torch.equal(weak.theta, strong.theta)
+
+
 @pytest.mark.parametrize("policy", [name for name in POLICIES if name != "none"])
 def test_views_stay_in_range_and_near_their_image(policy: str) -> None:
     frames = _frames(200, side=18, channels=3)
@@ -146,6 +195,8 @@ def test_mirror_images_only_where_they_are_known_to_be_right() -> None:
     assert views.policy("auto", "cifar10").flip == 0.5
     assert views.policy("auto", "some/folder").flip == 0
     assert views.policy("auto", "digits").flip == 0
+    assert views.policy("strong", "digits").flip == 0
+    assert views.policy("strong", "cifar10").flip == 0.5
     with pytest.raises(ConfigError, match="Unknown augmentation 'ligth'"):
         views.policy("ligth", "x")
 

@@ -91,7 +91,7 @@ def evaluate(model: Path, data: str, *, split: str | None = None, data_dir: Path
         UnderstudyError: model or data cannot be used, or their classes differ.
     """
     classifier, _ = files.load(model)
-    source = open_source(DataConfig(source=data, data_dir=data_dir))
+    source = open_source(DataConfig(source=data, data_dir=data_dir, drop_unlabelled=True))
     classes = gate.check_classes(classifier.classes, source.classes)
     if gate.refuses(classes):
         raise ModelError(classes.text)

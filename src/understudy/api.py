@@ -194,8 +194,10 @@ def write_report(folder: Path) -> Path:
 
 def default_folder(config: RunConfig, kind: Kind) -> Path:
     """Return `runs/<name>`, the name made of the data and the models where none is given."""
-    parts = [Path(config.data.source).name, _short(config.teacher.model)]
-    parts += [_short(config.student.model)] if kind == "distill" else []
+    parts = [Path(config.data.source).name, *(_short(teacher.model) for teacher in config.teacher.members)]
+    if kind == "distill":
+        chain = [*config.distill.assistants, *(config.distill.generations * [config.student.model])]
+        parts += [_short(model) for model in chain]
     parts += ["sweep"] if kind == "distill" and config.sweep is not None else []
     return Path("runs") / (config.name or "-".join(part for part in parts if part))
 
@@ -203,17 +205,24 @@ def default_folder(config: RunConfig, kind: Kind) -> Path:
 def absolute(config: RunConfig) -> RunConfig:
     """Return the configuration with whole paths, so that a run can be resumed from any folder."""
     values = config.model_dump()
-    data, teacher = values["data"], values["teacher"]
-    source, model = Path(data["source"]).expanduser(), Path(teacher["model"]).expanduser()
+    data = values["data"]
+    source = Path(data["source"]).expanduser()
     if data["source"] not in BUILTIN and os.path.exists(source):  # else the name is told as it was given
         data["source"] = str(source.resolve())
-    is_path = "/" in teacher["model"] or model.suffix == ".safetensors" or os.path.exists(model / "record.json")
-    if is_path and os.path.exists(model):
-        teacher["model"] = str(model.resolve())
-    for section, key in ((data, "data_dir"), (teacher, "weights")):
+    teachers = [values["teacher"], *values["teacher"]["also"]]
+    for teacher in teachers:
+        teacher["model"] = _whole(teacher["model"])
+    for section, key in ((data, "data_dir"), *((teacher, "weights") for teacher in teachers)):
         if section[key] is not None:
             section[key] = section[key].expanduser().resolve()
     return configuration.validate(values)
+
+
+def _whole(model: str) -> str:
+    """Return the whole path of a teacher that is a file or a run folder; any other word as it is."""
+    path = Path(model).expanduser()
+    is_path = "/" in model or path.suffix == ".safetensors" or os.path.exists(path / "record.json")
+    return str(path.resolve()) if is_path and os.path.exists(path) else model
 
 
 def _followed(folder: Path, stop: Callable[[], bool]) -> DistillResult:

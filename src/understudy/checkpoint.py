@@ -1,4 +1,4 @@
-"""A training in one file: its tensors and a JSON text, written atomically as safetensors. Imported by `train.py`.
+"""A training in one file: its tensors and a JSON text, written atomically as safetensors. Imported by `snapshot.py`.
 
 What is in a file is what a training needs to go on as if nothing had happened: weights, optimizer, random state,
 sums of the running epoch, the best weights so far.
@@ -24,13 +24,24 @@ _FORMAT = "understudy-checkpoint/1"
 
 def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write tensors and a JSON-able state to one file."""
-    # safetensors refuses tensors that share memory, as tied weights do
-    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    apart = _apart(tensors)
     with storage.atomic_path(path) as temporary:
         try:
-            save_file(copies, temporary, metadata={"format": _FORMAT, "state": json.dumps(state)})
+            save_file(apart, temporary, metadata={"format": _FORMAT, "state": json.dumps(state)})
         except SafetensorError as error:
             raise _as_os_error(error) from error
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors in main memory, copied where two share it, as tied weights do: safetensors refuses these."""
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        apart[name] = plain.clone() if place in seen else plain
+        seen.add(place)
+    return apart
 
 
 def _as_os_error(error: SafetensorError) -> Exception:

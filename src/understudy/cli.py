@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from understudy import __version__, cachecommands, options, sweeping
+from understudy import __version__, cachecommands, comparing, methodcommands, options, sweeping
 from understudy.errors import Interrupted, UnderstudyError
 from understudy.launch import Stop, launched
 
@@ -59,7 +59,7 @@ def distill(
     data: options.Data = None,
     config: options.Config = None,
     words: options.Words = None,
-    teacher: options.Teacher = None,
+    teacher: options.Teachers = None,
     student: Annotated[
         str | None, typer.Option(help="A torchvision or timm name, one of ours, or module:function.  [default: cnn3]")
     ] = None,
@@ -72,6 +72,8 @@ def distill(
     alpha: Annotated[float | None, typer.Option(help="Share of the distillation term.  [default: 0.5]")] = None,
     ce_weight: Annotated[float | None, typer.Option(help="Weight of the labels' term, instead of --alpha.")] = None,
     kd_weight: Annotated[float | None, typer.Option(help="Weight of the teacher's term, instead of --alpha.")] = None,
+    assistant: options.Assistants = None,
+    generations: options.Generations = None,
     batch_size: options.BatchSize = None,
     lr: options.Lr = None,
     weight_decay: options.WeightDecay = None,
@@ -90,6 +92,8 @@ def distill(
     download: options.Download = False,
     max_bad_share: options.MaxBadShare = None,
     val_fraction: options.ValFraction = None,
+    label_share: options.LabelShare = None,
+    no_unlabelled: options.NoUnlabelled = False,
     min_gain: Annotated[
         float | None, typer.Option(help="Smallest gain worth having, as a share.  [default: 0.005]")
     ] = None,
@@ -105,14 +109,10 @@ def distill(
     """Take DATA to a proven student: teacher, baseline, student, verdict, exported file, report."""
     given = {
         "name": name,
-        "data": options.data(data, image_size, data_dir, download, max_bad_share, val_fraction),
-        "teacher": {
-            "model": teacher,
-            "epochs": teacher_epochs,
-            "ready": teacher_ready or None,
-            "pretrained": pretrained or None,
-            "weights": teacher_weights,
-        },
+        "data": options.data(
+            data, image_size, data_dir, download, max_bad_share, val_fraction, label_share, no_unlabelled
+        ),
+        "teacher": options.teacher(teacher, teacher_epochs, teacher_ready, pretrained, teacher_weights),
         "student": {"model": student},
         "train": options.train(epochs, batch_size, lr, weight_decay, clip_norm, augment, views, mix),
         "distill": {
@@ -121,6 +121,8 @@ def distill(
             "alpha": alpha,
             "ce_weight": ce_weight,
             "kd_weight": kd_weight,
+            "assistants": assistant,
+            "generations": generations,
         },
         "seeds": seeds,
         "min_gain": min_gain,
@@ -243,6 +245,8 @@ def predict(
 
 
 sweeping.add(app, lambda config, given, words, out, open_report: _run(_load(config, given, words), out, open_report))
+comparing.add(app, lambda *given: _load(*given), lambda *asked: _run(*asked))
+methodcommands.add(app)
 app.add_typer(cachecommands.app, name="cache")
 
 # newer typers carry a click of their own, older ones use the installed one: the class is found by way of one of its own
@@ -255,7 +259,7 @@ def main() -> NoReturn:
     if launched()[1] > 1:  # what torch says of connections that end is no news
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        words = sweeping.spread(sys.argv[1:])
+        words = comparing.spread(sweeping.spread(sys.argv[1:]))
         code = typer.main.get_command(app).main(words, prog_name="understudy", standalone_mode=False)
     except _WrongUsage as error:
         if launched()[0] == 0:

@@ -20,10 +20,14 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from understudy.errors import ConfigError, RunError
+from understudy import sharding
+from understudy.distillation import Distiller
+from understudy.distillation.heads import ClassMaps, SoftmaxRegression
+from understudy.errors import ConfigError, RunError, TrainingError
 from understudy.launch import launched
 from understudy.models.norms import share_statistics
 from understudy.numerics import Numerics
@@ -34,7 +38,6 @@ _PATIENCE = datetime.timedelta(hours=12)  # the others wait while the main proce
 _MEETING = datetime.timedelta(minutes=10)
 _POLL_SECONDS = 0.05
 _PARALLEL = {  # by what a launcher writes into the environment
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor and sequence parallelism",
@@ -88,15 +91,16 @@ def join() -> Channel:
     """Meet the other processes; waits for all of them.
 
     Raises:
-        ConfigError: the launcher asks for a way of training that there is not here.
+        ConfigError: the launcher asks for a way of training that there is not here, or an option of FSDP.
         RunError: the processes cannot find one another.
     """
     found = [name for key, name in _PARALLEL.items() if os.environ.get(key, "false").lower() in ("true", "1", "yes")]
     if found:
         raise ConfigError(
-            f"{found[0]} is not offered: every process holds the whole model. Start with accelerate launch "
-            "--multi_gpu instead, and take a smaller --batch-size if the memory does not suffice."
+            f"{found[0]} is not offered. Start with accelerate launch --multi_gpu instead, or with --use_fsdp "
+            "--fsdp_version 2 where the memory of one device does not suffice."
         )
+    sharding.requested()
     if dist.is_initialized():
         raise RunError("torch.distributed is in use already. Call understudy before anything sets it up.")
     rank, world = launched()
@@ -170,6 +174,7 @@ class Engine:
                 f"{here} processes on this machine need as many GPUs; there are {torch.cuda.device_count()}. Start "
                 "fewer, or take --device cpu."
             )
+        self._sharding = sharding.requested()
 
     @property
     def shard(self) -> tuple[int, int]:
@@ -185,6 +190,11 @@ class Engine:
     def is_alone(self) -> bool:
         """Whether there is one process only."""
         return self.shard[1] == 1
+
+    @property
+    def spreads(self) -> bool:
+        """Whether each process holds a part of every weight, so that all must take part in whatever needs them."""
+        return self._sharding is not None and not self.is_alone
 
     def any(self, flag: bool) -> bool:
         """Return whether any process says so; waits for all."""
@@ -211,9 +221,29 @@ class Engine:
         if not self.is_alone:
             share_statistics(objective, self.device)
 
+    def spread(self, objective: Distiller) -> None:
+        """Spread the weights of student and teacher over the processes, in place, where the launcher asks for it.
+
+        Raises:
+            TrainingError: a term looks at the weights of a layer, of which no process holds all.
+        """
+        if self._sharding is None or self.is_alone:
+            return
+        if any(isinstance(part, ClassMaps | SoftmaxRegression) for part in objective.modules()):
+            raise TrainingError(
+                "This method looks at the weights of the last layers, of which FSDP gives each process a part: choose "
+                "another one, or start with accelerate launch --multi_gpu."
+            )
+        mesh = init_device_mesh(self.device.type, (self.shard[1],))
+        for network in (objective.teacher, objective.student):
+            if network is not None:
+                sharding.spread(network, mesh, self._sharding)
+        if len(list(objective.parameters())) > len(list(objective.student.parameters())):  # it trains more of its own
+            sharding.spread(objective, mesh, self._sharding)
+
     def wrap(self, objective: nn.Module) -> nn.Module:
-        """Return the objective ready for several processes; the objective itself where there is one."""
-        if self.is_alone:
+        """Return the objective ready for several processes; the objective itself where it needs nothing."""
+        if self.is_alone or self.spreads:
             return objective
         place = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(objective, device_ids=place)

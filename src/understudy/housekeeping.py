@@ -296,13 +296,15 @@ def _gathered(folder: Path, progress: Progress) -> Iterator[tuple[Outputs | None
     from understudy.pipeline.materials import gather
 
     record = records.load(folder)
-    if not (folder / teaching.WEIGHTS).exists():
+    teacher = record.models.get("teacher")
+    if teacher is None or not (folder / teacher.weights).exists():
         raise RunError(f"{folder} holds no teacher yet, so there is nothing to compare with.")
     with tempfile.TemporaryDirectory() as place:  # whoever gathers also writes: record and log
-        shutil.copytree((folder / teaching.WEIGHTS).parent, (Path(place) / teaching.WEIGHTS).parent)
+        for name in ("teacher", *teacher.shares):
+            shutil.copytree(folder / name, Path(place) / name)
         run = Run(Path(place), validate(record.config), record, progress, lambda: False)
         materials = gather(run)
         found = None
-        if run.config.train.views != "online":
+        if not teaching.runs_along(run.config):
             found = teaching.find(run, materials)
         yield found, materials

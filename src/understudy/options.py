@@ -29,13 +29,31 @@ Teacher = Annotated[
         "[default: resnet18]"
     ),
 ]
+Teachers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--teacher",
+        help="A torchvision or timm name, one of ours, a model file, a run folder, or module:function; several, each "
+        "with --teacher, answer together.  [default: resnet18]",
+    ),
+]
+Assistants = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--assistant",
+        help="A network that learns from the teacher and teaches the student; several, the largest first.",
+    ),
+]
+Generations = Annotated[
+    int | None, typer.Option(help="Students in a row, each taught by the one before it.  [default: 1]")
+]
 ImageSize = Annotated[int | None, typer.Option(help="Side in pixels of what the student sees.  [default: the data's]")]
 EpochsOption = Annotated[int | None, typer.Option("--epochs", help="Epochs of every training.  [default: 20]")]
 BatchSize = Annotated[int | None, typer.Option(help="Images in a step.  [default: 64]")]
 Lr = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.  [default: 0.001]")]
 WeightDecay = Annotated[float | None, typer.Option(help="Of AdamW.  [default: 0.01]")]
 ClipNorm = Annotated[float | None, typer.Option(help="Largest norm of the gradient.  [default: none]")]
-Augment = Annotated[str | None, typer.Option(help="none, light, standard or auto.  [default: auto]")]
+Augment = Annotated[str | None, typer.Option(help="none, light, standard, strong or auto.  [default: auto]")]
 DataDir = Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie.")]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision download the data set (network).")]
 Views = Annotated[
@@ -49,6 +67,11 @@ MaxBadShare = Annotated[
     float | None, typer.Option(help="Refuse data with a larger share of unreadable files.  [default: 0.05]")
 ]
 ValFraction = Annotated[float | None, typer.Option(help="Share held out for validation.  [default: 0.15]")]
+LabelShare = Annotated[
+    float | None,
+    typer.Option(help="Share of the training images that keep their label; the others teach without.  [default: 1]"),
+]
+NoUnlabelled = Annotated[bool, typer.Option("--no-unlabelled", help="Leave out images that have no label.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps.  [default: the best there is]")]
 Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or auto, which measures.  [default: auto]")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.  [default: all cores]")]
@@ -82,6 +105,8 @@ def data(
     download: bool,
     max_bad_share: float | None,
     val_fraction: float | None,
+    label_share: float | None = None,
+    no_unlabelled: bool = False,
 ) -> dict[str, Any]:
     """Return the section `data` of a configuration."""
     return {
@@ -91,6 +116,23 @@ def data(
         "download": download or None,
         "max_bad_share": max_bad_share,
         "val_fraction": val_fraction,
+        "label_share": label_share,
+        "drop_unlabelled": no_unlabelled or None,
+    }
+
+
+def teacher(
+    models: list[str] | None, epochs: int | None, ready: bool, pretrained: bool, weights: Path | None
+) -> dict[str, Any]:
+    """Return the section `teacher` of a configuration; of several models, all but the first are further ones."""
+    models = models or []
+    return {
+        "model": models[0] if models else None,
+        "also": models[1:] or None,
+        "epochs": epochs,
+        "ready": ready or None,
+        "pretrained": pretrained or None,
+        "weights": weights,
     }
 
 

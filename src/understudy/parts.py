@@ -1,4 +1,4 @@
-"""What every part of a record is made of, and what a sweep leaves in it; `record.py` passes all of it on.
+"""What every part of a record is made of, an objective term by term, and what a sweep leaves; `record.py` passes it on.
 
 Pydantic models only, as there. Accuracies are fractions in [0, 1]. Imported by `record.py` alone: others take these
 names from there.
@@ -45,6 +45,8 @@ class SweepCell(Part):
     accuracy: dict[str, float] = {}
     """By seed; so far."""
     nll: dict[str, float] = {}
+    epoch_seconds: float | None = None
+    """Middle time of an epoch over all seeds, so far; None before the first one is done."""
     mean: Interval | None = None
     """Accuracy over the seeds so far with its t interval; a single seed has an interval without width."""
     gain: Interval | None = None
@@ -82,3 +84,35 @@ class Sweep(Part):
     """CPU threads of each trial."""
     executor: str = ""
     """Who carried out the trials, in words."""
+
+
+class TermNote(Part):
+    """One summand of the objective."""
+
+    name: str
+    method: str = ""
+    equation: str = ""
+    weight: float
+    """At the end of training."""
+    temperature: float | None = None
+    effective_weight: float
+    """The weight on the bare divergence, T^2 included."""
+    schedule: str = ""
+    """How the weight changes, in words; empty where it does not."""
+    gradient_norm: float | None = None
+    """Of the weighted term alone, in the first steps; None where it was not measured."""
+    gradient_share: float | None = None
+    """Of the sum of all terms' norms."""
+
+
+class Objective(Part):
+    """What the student learned from."""
+
+    method: str
+    temperature: float
+    ce_weight: float
+    kd_weight: float
+    effective_kd_weight: float
+    """Of the first term that teaches: on the bare divergence (batch mean), T^2 included, so that runs of other systems
+    can be compared."""
+    terms: list[TermNote] = []

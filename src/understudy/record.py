@@ -16,14 +16,18 @@ from pydantic import Field, ValidationError
 from understudy import storage
 from understudy.errors import RunError
 from understudy.parts import Interval as Interval
+from understudy.parts import Objective as Objective
 from understudy.parts import Part as Part
 from understudy.parts import Sweep as Sweep
 from understudy.parts import SweepCell as SweepCell
+from understudy.parts import TermNote as TermNote
 
 RECORD_FORMAT = "understudy-record/1"
 CARD_FORMAT = "understudy-model/1"
-Role = Literal["teacher", "baseline", "student"]
+Role = Literal["teacher", "member", "assistant", "baseline", "student"]
+"""A member is one teacher of an ensemble; an assistant learns from the teacher and teaches the student."""
 ROLES: tuple[Role, ...] = ("teacher", "baseline", "student")
+"""Those that every run judges."""
 
 
 class InputSpec(Part):
@@ -140,7 +144,7 @@ class Profile(Part):
 
 
 class Trained(Part):
-    """One model of the run: one role, one seed."""
+    """One model of the run: one role, one seed; or an ensemble of such."""
 
     role: Role
     seed: int | None
@@ -154,6 +158,10 @@ class Trained(Part):
     epochs: list[Epoch] = []
     seconds: float = 0.0
     precision: str = "fp32"
+    taught_by: str = ""
+    """Name of the model that it learned from; empty for one trained alone, or given."""
+    shares: dict[str, float] = {}
+    """Of an ensemble: the models whose probabilities it averages, and their weights, which add up to 1."""
     val: Metrics | None = None
     test: Metrics | None = None
 
@@ -190,6 +198,8 @@ class DataSummary(Part):
     classes: list[str]
     counts: dict[str, dict[str, int]]
     """`counts[split][class]`."""
+    unlabelled: int = 0
+    """Training images without a label, in none of the counts."""
     channels: int
     frame: int
     """Side in pixels of the stored frames."""
@@ -202,17 +212,6 @@ class DataSummary(Part):
     duplicates: list[list[str]] = []
     """Groups of identical images that straddle splits (the first hundred)."""
     duplicates_total: int = 0
-
-
-class Objective(Part):
-    """What the student learned from."""
-
-    method: str
-    temperature: float
-    ce_weight: float
-    kd_weight: float
-    effective_kd_weight: float
-    """The weight on KL (batch mean) itself, T^2 included, so that runs of other systems can be compared."""
 
 
 class Verdict(Part):
@@ -326,10 +325,15 @@ class Record(Part):
     environment: Environment | None = None
     data: DataSummary | None = None
     gate: list[Finding] = []
+    """Of the teacher."""
+    suitability: list[Finding] = []
+    """Of the methods."""
     objective: Objective | None = None
     outputs: Kept | None = None
+    """Of the teacher; those of other models that teach, by name, are in `more_outputs`."""
+    more_outputs: dict[str, Kept] = {}
     models: dict[str, Trained] = {}
-    """By the name of the folder: `teacher`, `baseline-0`, `student-0`, ..."""
+    """By the name of the folder: `teacher`, `baseline-0`, `student-0`, ...; see `understudy.pipeline.chain`."""
     summary: dict[Role, RoleSummary] = {}
     verdict: Verdict | None = None
     sweep: Sweep | None = None

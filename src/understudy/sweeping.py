@@ -42,6 +42,12 @@ def add(app: typer.Typer, start: Start) -> None:
         ray: Annotated[
             str | None, typer.Option(metavar="ADDRESS", help="Carry out the trials on a Ray cluster, or local.")
         ] = None,
+        stacked: Annotated[
+            str | None,
+            typer.Option(
+                help="Cells trained together: auto, where a GPU is faster so; never; always.  [default: auto]"
+            ),
+        ] = None,
         config: options.Config = None,
         words: options.Words = None,
         teacher: options.Teacher = None,
@@ -92,6 +98,7 @@ def add(app: typer.Typer, start: Start) -> None:
                 "trials": trials,
                 "workers": workers,
                 "ray": ray,
+                "stacked": stacked,
             },
             "seeds": seeds,
             **options.machine(device, precision, threads, force, unsafe_pickle),

@@ -10,16 +10,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from understudy import checkpoint
+from understudy import sharding
 from understudy.config import TrainConfig
 from understudy.data.batches import Batch, Epochs, Split, hash_seed
 from understudy.distillation import Distiller, Losses
@@ -28,6 +27,7 @@ from understudy.errors import ConfigError, Interrupted, TrainingError
 from understudy.numerics import Numerics
 from understudy.progress import Progress, silent
 from understudy.record import Epoch
+from understudy.snapshot import Snapshots, State
 
 _EVALUATION_BATCH = {"cpu": 64, "cuda": 8192}  # a CPU's cache is soon full; a GPU takes what its memory holds
 _CHECK_EVERY = 32  # steps between looks at the loss: a look waits for the device
@@ -35,23 +35,9 @@ _AGREE_EVERY = 16  # steps between looks where there are several processes: all 
 _PROGRESS_SECONDS = 0.1
 
 
-@dataclass
-class State:
-    """Where a training is; what a checkpoint holds beside tensors."""
-
-    epoch: int = 0
-    step: int = 0
-    """Steps done in this epoch."""
-    seconds: float = 0.0
-    epoch_seconds: float = 0.0
-    best_epoch: int = 0
-    best_score: tuple[float, float] = (-1.0, 0.0)
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class Fit:
-    """What a training yields; the student holds the weights of the best epoch."""
+    """What a training yields; its `student` holds the weights of the best epoch."""
 
     epochs: list[Epoch]
     best_epoch: int
@@ -62,7 +48,7 @@ class Training:
     """One training of one objective, from the first step or from a checkpoint.
 
     Args:
-        objective: what is minimised; its student is trained in place.
+        objective: what is minimised; its student is trained in place, unless the engine spreads its weights.
         data: the training split, epoch by epoch.
         val: the validation split; the epoch with the best accuracy on it is kept (then the lowest NLL, then the first).
         config: the recipe.
@@ -101,7 +87,10 @@ class Training:
         engine.share_statistics(objective)
         self.objective = objective.to(engine.device)
         self.student = self.numerics.prepare(objective.student)
-        self.optimizer = _optimizer(self.student, config)
+        self._whole = sharding.hollow(self.student) if engine.spreads else self.student
+        engine.spread(objective)
+        self.optimizer = _optimizer(self.objective, config)
+        self._snapshots = Snapshots(path, self.objective, self.optimizer, engine, str(self.numerics))
         self.state = State()
         self.names = [term.name for term in objective.terms]
         self.sums = self._zeros()
@@ -113,6 +102,8 @@ class Training:
     def run(self) -> Fit:
         """Train to the end.
 
+        Where weights are spread over processes, `student` is another network afterwards: whole, in the main process.
+
         Raises:
             TrainingError: the loss is not a number; the last checkpoint is kept.
             Interrupted: `stop` said so.
@@ -123,9 +114,18 @@ class Training:
         while self.state.epoch < self.config.epochs:
             self._epoch(wrapped)
             self._close_epoch()
-        self.student.load_state_dict(self.best)
+        self._take_best()
         history = [Epoch.model_validate(row) for row in self.state.history]
         return Fit(history, self.state.best_epoch, self.state.seconds)
+
+    def _take_best(self) -> None:
+        if not self.engine.spreads:
+            self.student.load_state_dict(self.best)
+            return
+        best = sharding.whole(self.best, keep=self.engine.is_main)
+        self.student = self._whole
+        if self.engine.is_main:
+            sharding.fill(self.student, best)
 
     def _own_seed(self) -> int:
         """Return the seed of dropout in this process: images differ between processes, so should what is dropped."""
@@ -135,7 +135,8 @@ class Training:
     def _ready(self) -> nn.Module:
         """Return the objective ready for several processes, or compiled."""
         wrapped = self.engine.wrap(self.objective)
-        if self.numerics.compiled and wrapped is self.objective:
+        # a weight that changes in every step would be compiled in every step
+        if self.numerics.compiled and self.engine.is_alone and self.objective.is_steady:
             return Compiled(self.objective, batch_size=self.data.batch_size)
         return wrapped
 
@@ -153,15 +154,23 @@ class Training:
 
     def _step(self, wrapped: nn.Module, batch: Batch) -> Losses:
         rate = learning_rate(self._global_step(), self.total_steps, self.config)
+        if not self.objective.is_steady:
+            self.objective.advance(self._global_step() / self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with self.engine.autocast(self.numerics):
             images = self.numerics.layout(batch.images)
-            losses: Losses = wrapped(images, batch.labels, teacher_logits=batch.teacher_logits)
+            losses: Losses = wrapped(
+                images,
+                batch.labels,
+                teacher_logits=batch.teacher_logits,
+                teacher_embedding=batch.teacher_embedding,
+                positions=batch.positions,
+            )
         share = self._share(batch)
         (losses.total if share == 1.0 else losses.total * share).backward()  # type: ignore[no-untyped-call]
         if self.config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip_norm)
+            nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return losses
@@ -207,7 +216,9 @@ class Training:
         look = due or stop or self.state.step % _CHECK_EVERY == 0
         if not self.engine.is_alone:
             look = self._global_step() % _AGREE_EVERY == 0
-            due, stop = look and due, look and self.engine.any(stop)
+            # the main process's clock counts: where weights are spread, all write together
+            due = look and self.engine.any(due and self.engine.is_main)
+            stop = look and self.engine.any(stop)
         if look:
             self._add_up()
             self._refuse_nan()
@@ -248,12 +259,18 @@ class Training:
         state.epoch, state.step, state.epoch_seconds = state.epoch + 1, 0, 0.0
         self.sums = self._zeros()
         self.progress(self.task, done=self._global_step(), total=self.total_steps, note=self._note())
-        if state.epoch == self.config.epochs or time.monotonic() - self._written >= self.every:
+        if state.epoch == self.config.epochs or self.engine.from_main(time.monotonic() - self._written >= self.every):
             self._write()
 
     def _judge(self) -> tuple[float, float]:
-        """Return accuracy and NLL on the validation split, as the main process finds them."""
-        accuracy, nll = self.engine.from_main(self._measured() if self.engine.is_main else (0.0, 0.0))
+        """Return accuracy and NLL on the validation split, as the main process finds them.
+
+        Where weights are spread, the others answer the same images: none can without all.
+        """
+        takes_part = self.engine.is_main or self.engine.spreads
+        if self.engine.spreads:  # as DDP does it in every step
+            sharding.equalise(self.student.buffers())
+        accuracy, nll = self.engine.from_main(self._measured() if takes_part else (0.0, 0.0))
         if not math.isfinite(nll):
             raise TrainingError(
                 f"The answers of {self.task} are not numbers after epoch {self.state.epoch + 1}. "
@@ -262,7 +279,9 @@ class Training:
         return accuracy, nll
 
     def _measured(self) -> tuple[float, float]:
-        logits = torch.from_numpy(answers(self.student, self.val, numerics=self.numerics))
+        # a step's batch fits into memory: where weights are spread, no process may try a larger one by itself
+        batch = max(self.data.batch_size // self.engine.shard[1], 1) if self.engine.spreads else None
+        logits = torch.from_numpy(answers(self.student, self.val, numerics=self.numerics, batch=batch))
         labels = self.val.labels
         nll = float(F.cross_entropy(logits.double(), labels))
         return float((logits.argmax(1) == labels).double().mean()), nll
@@ -274,44 +293,24 @@ class Training:
             lr=learning_rate(self._global_step() - 1, self.total_steps, self.config),
             train_loss=total / images,
             parts={name: part / images for name, part in zip(self.names, parts, strict=True)},
-            train_accuracy=correct / images,
+            # whether an answer is right is not known of all where some have no label
+            train_accuracy=correct / images if self.data.split.is_labelled else None,
             val_accuracy=accuracy,
             val_nll=nll,
             seconds=self.state.epoch_seconds,
         )
 
     def _write(self) -> None:
-        if self.path is None or not self.engine.is_main:
-            return
-        tensors = (
-            checkpoint.with_prefix("student.", dict(self.student.state_dict()))
-            | checkpoint.with_prefix("best.", self.best)
-            | checkpoint.with_prefix("optimizer.", checkpoint.flatten_optimizer(self.optimizer))
-            | {"sums": self.sums, "rng": torch.get_rng_state()}
-        )
-        if self.engine.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.engine.device)
-        checkpoint.save(self.path, tensors, {**vars(self.state), "numerics": str(self.numerics)})
+        self._snapshots.write(self.state, best=self.best, sums=self.sums)
         self._written = time.monotonic()
 
     def _restore(self) -> None:
-        found = self.engine.from_main(checkpoint.load(self.path) if self.path and self.engine.is_main else None)
+        found = self._snapshots.restore()
         if found is None:
             return
-        tensors, state = found
-        if state.pop("numerics") != str(self.numerics):
-            return  # another precision would not give the same weights: start again
-        self.state = State(**{**state, "best_score": tuple(state["best_score"])})
-        self.student.load_state_dict(checkpoint.under_prefix("student.", tensors))
-        self.best = checkpoint.under_prefix("best.", tensors)
-        checkpoint.restore_optimizer(self.optimizer, checkpoint.under_prefix("optimizer.", tensors))
-        self.sums = tensors["sums"].to(self.engine.device)
+        self.state, self.best, self.sums = found
         if not self.engine.is_main:  # only the main process's random numbers are kept
             torch.manual_seed(hash_seed(self._own_seed(), self._global_step()))
-            return
-        torch.set_rng_state(tensors["rng"])
-        if "rng.cuda" in tensors and self.engine.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["rng.cuda"], self.engine.device)
 
 
 class Compiled(nn.Module):
@@ -326,16 +325,16 @@ class Compiled(nn.Module):
         self._batch_size = batch_size
         self._forward: Callable[..., Losses] | None = torch.compile(objective, dynamic=False)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None, *, teacher_logits: Tensor | None = None) -> Losses:
-        """Return what the objective returns."""
+    def forward(self, images: Tensor, labels: Tensor, **ready: Tensor | None) -> Losses:
+        """Return what the objective returns for the same arguments."""
         if self._forward is not None and len(images) == self._batch_size:
             try:
-                return self._forward(images, labels, teacher_logits=teacher_logits)
+                return self._forward(images, labels, **ready)
             except RuntimeError as error:
                 if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                     raise
                 self._forward = None
-        losses: Losses = self.objective(images, labels, teacher_logits=teacher_logits)
+        losses: Losses = self.objective(images, labels, **ready)
         return losses
 
 
@@ -347,13 +346,17 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(total - rise, 1)))
 
 
-def answers(network: nn.Module, split: Split, *, numerics: Numerics | None = None) -> np.ndarray:
+def answers(
+    network: nn.Module, split: Split, *, numerics: Numerics | None = None, batch: int | None = None
+) -> np.ndarray:
     """Return the logits of a network on the unchanged views of a split, float32 [images, classes], in order.
 
-    Always float32 arithmetic; the network's mode is restored.
+    Always float32 arithmetic; the network's mode is restored. `batch` is how many images it answers at once; where
+    None, as many as fit.
     """
     layout = (numerics or Numerics()).layout
-    training, batch = network.training, _EVALUATION_BATCH.get(split.device.type, 64)
+    training, fixed = network.training, batch is not None
+    batch = batch or _EVALUATION_BATCH.get(split.device.type, 64)
     network.eval()
     try:
         with torch.inference_mode():
@@ -362,7 +365,7 @@ def answers(network: nn.Module, split: Split, *, numerics: Numerics | None = Non
                     parts = [network(layout(images)).float().cpu() for images in split.whole(batch)]
                     return np.asarray(torch.cat(parts).numpy())
                 except torch.OutOfMemoryError:
-                    if batch == 1:
+                    if fixed or batch == 1:
                         raise
                     batch //= 2
     finally:
@@ -373,8 +376,8 @@ def _copy(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
-def _optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+def _optimizer(objective: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     # decay pulls weights of layers to zero; for biases and the scales of normalisation that does harm
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},

@@ -38,6 +38,8 @@ class Batch(NamedTuple):
     """int64 [batch]: places within the split, for whatever is kept per sample."""
     teacher_logits: Tensor | None = None
     """float32 [batch, classes], on the device; None where none are kept."""
+    teacher_embedding: Tensor | None = None
+    """float32 [batch, width], on the device; None where none are kept."""
 
 
 class Split:
@@ -45,7 +47,7 @@ class Split:
 
     Args:
         frames: uint8 [all images, channels, side, side], in memory, or read by rows from wherever they are.
-        labels: int64 [all images].
+        labels: int64 [all images]; -1 for none.
         ids: uint64 [all images], the stable ids that views depend on.
         rows: int64, the images of this split.
         size: side in pixels of a view.
@@ -67,6 +69,7 @@ class Split:
         self._frames = frames
         self._rows = torch.from_numpy(rows)
         self.labels = torch.from_numpy(labels[rows])
+        self.is_labelled = bool((self.labels >= 0).all())
         self.ids = ids[rows]
         self.size = size
         self.device = device
@@ -166,7 +169,8 @@ class Epochs:
     """A split as a training meets it: shuffled by (seed, epoch), seen through view number `epoch` modulo `views`.
 
     A rest of an epoch smaller than half a batch is left out (another one each epoch), since batch normalisation needs
-    more than a few images.
+    more than a few images. An epoch is one pass through the split; where it has more `steps` than that, or fewer, pass
+    follows pass without regard to epochs, each in an order and through a view of its own.
 
     Args:
         split: the images.
@@ -176,6 +180,7 @@ class Epochs:
         views: how many distinct views an image has; None for another one in every epoch.
         mix: MixUp or CutMix.
         outputs: from the number of a view to the teacher's answers, for batches that bring them along.
+        steps: of an epoch; by default those of one pass.
     """
 
     def __init__(
@@ -188,6 +193,7 @@ class Epochs:
         views: int | None = None,
         mix: Mix | None = None,
         outputs: Callable[[int], Table] | None = None,
+        steps: int | None = None,
     ) -> None:
         self.split = split
         self.policy = policy
@@ -197,16 +203,17 @@ class Epochs:
         self.outputs = outputs
         self.batch_size = min(batch_size, len(split))
         full, rest = divmod(len(split), self.batch_size)
-        self.steps = full + (2 * rest >= self.batch_size)
+        self._pass_steps = full + (2 * rest >= self.batch_size)
+        self.steps = steps or self._pass_steps
 
-    def order(self, seed: int, epoch: int) -> Tensor:
-        """Return the places of epoch `epoch` in the order in which they are met, int64 [len(split)]."""
-        generator = torch.Generator().manual_seed(hash_seed(seed, epoch))
+    def order(self, seed: int, number: int) -> Tensor:
+        """Return the places of pass `number` in the order in which they are met, int64 [len(split)]."""
+        generator = torch.Generator().manual_seed(hash_seed(seed, number))
         return torch.randperm(len(self.split), generator=generator)
 
-    def view(self, epoch: int) -> int:
-        """Return the number of the view that an epoch sees."""
-        return epoch if self.views is None else epoch % self.views
+    def view(self, number: int) -> int:
+        """Return the number of the view that a pass sees."""
+        return number if self.views is None else number % self.views
 
     def epoch(self, seed: int, epoch: int, *, start: int = 0, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Yield the batches of an epoch from step `start` on.
@@ -217,14 +224,33 @@ class Epochs:
             start: the first step to yield.
             shard: (rank, world): every `world`-th image of each batch, from `rank` on.
         """
-        order, view = self.order(seed, epoch), self.view(epoch)
+        for number, first, last in self._passes(epoch, start):
+            yield from self._pass(seed, number, first, last, shard)
+
+    def _passes(self, epoch: int, start: int) -> Iterator[tuple[int, int, int]]:
+        """Yield what an epoch is made of: the number of a pass, its first step, and the step before which it ends."""
+        step, end = epoch * self.steps + start, (epoch + 1) * self.steps
+        while step < end:
+            number, first = divmod(step, self._pass_steps)
+            last = min(self._pass_steps, first + end - step)
+            yield number, first, last
+            step += last - first
+
+    def _pass(self, seed: int, number: int, first: int, last: int, shard: tuple[int, int]) -> Iterator[Batch]:
+        """Yield the batches of a pass from step `first` to the one before `last`."""
+        order, view = self.order(seed, number), self.view(number)
         table = self.outputs(view) if self.outputs else None
         drawn, pairs = self.split.draw(self.policy, seed=self.view_seed, view=view, mix=self.mix)
         rank, world = shard
-        reads = [part[rank::world] for part in torch.split(order, self.batch_size)[start : self.steps]]
+        reads = [part[rank::world] for part in torch.split(order, self.batch_size)[first:last]]
         with closing(self.split.batches(reads, drawn, pairs)) as batches:
             for batch in batches:
-                yield batch if table is None else batch._replace(teacher_logits=table.rows(batch.positions).logits)
+                yield batch if table is None else _answered(batch, table)
+
+
+def _answered(batch: Batch, table: Table) -> Batch:
+    answers = table.rows(batch.positions)
+    return batch._replace(teacher_logits=answers.logits, teacher_embedding=answers.embedding)
 
 
 def hash_seed(first: int, second: int) -> int:

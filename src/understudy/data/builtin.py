@@ -19,6 +19,8 @@ from understudy.errors import DataError
 
 TRAIN, VAL, TEST, UNASSIGNED = 0, 1, 2, -1
 """The split that an image is given by its source."""
+NO_LABEL = -1
+"""Stands for the class where none is known."""
 
 # name: torchvision's class, and the folder that it reads
 _TORCHVISION = {

@@ -271,11 +271,14 @@ class _InMemory(Table):
         whole = packing.top is None
         # in float32 already: to convert a batch in every step takes as long as to look it up
         self._logits = torch.from_numpy(np.asarray(rows["logits"], np.float32)).to(device) if whole else None
+        self._embedding = _embedding(rows, packing, device) if whole else None
 
     def rows(self, positions: Tensor) -> Answers:
-        if self._logits is None or self._packing.embedding:
+        if self._logits is None:
             return _unpack(self._rows[positions.numpy()], self._packing, self._device)
-        return Answers(self._logits.index_select(0, positions.to(self._device)))
+        places = positions.to(self._device)
+        embedding = None if self._embedding is None else self._embedding.index_select(0, places)
+        return Answers(self._logits.index_select(0, places), embedding)
 
 
 class _InFile(Table):
@@ -387,7 +390,10 @@ def _numbers(tensor: Tensor) -> NDArray[np.float32]:
 
 
 def _unpack(rows: NDArray[np.void], packing: Packing, device: torch.device) -> Answers:
-    logits = torch.from_numpy(packing.logits(rows)).to(device)
+    return Answers(torch.from_numpy(packing.logits(rows)).to(device), _embedding(rows, packing, device))
+
+
+def _embedding(rows: NDArray[np.void], packing: Packing, device: torch.device) -> Tensor | None:
     if not packing.embedding:
-        return Answers(logits)
-    return Answers(logits, torch.from_numpy(np.asarray(rows["embedding"], np.float32)).to(device))
+        return None
+    return torch.from_numpy(np.asarray(rows["embedding"], np.float32)).to(device)

@@ -51,11 +51,12 @@ _SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), builtin.VAL),
     **dict.fromkeys(("test", "testing"), builtin.TEST),
 }
+_UNLABELLED = frozenset({"unlabelled", "unlabeled"})
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """N labelled images that are not yet decoded: files below `root`, or `arrays`."""
+    """N images that are not yet decoded: files below `root`, or `arrays`."""
 
     name: str
     """What the user called it."""
@@ -63,7 +64,7 @@ class Source:
     names: list[str]
     """Of every image: its path relative to `root` with "/", or such as "train/00012"."""
     labels: NDArray[np.int64]
-    """`[N]`, indices into `classes`."""
+    """`[N]`, indices into `classes`; -1 for an image of no known class."""
     given: NDArray[np.int8]
     """`[N]`, the split that the source puts an image in: 0 train, 1 validation, 2 test, -1 none."""
     arrays: NDArray[np.uint8] | None = None
@@ -77,7 +78,8 @@ def open_source(config: DataConfig, *, progress: Progress = silent) -> Source:
     """Find the images that `config.source` means.
 
     A name of `builtin.BUILTIN` is that data set; a folder of such a name is reached by "./digits". Anything else is a
-    folder that holds class folders, or train, val and test folders with class folders in them.
+    folder that holds class folders, or train, val and test folders with class folders in them; beside these, a folder
+    `unlabelled` may hold images of no known class.
 
     Raises:
         DataError: there is no such folder or data set, or it cannot serve to train a classifier.
@@ -88,14 +90,14 @@ def open_source(config: DataConfig, *, progress: Progress = silent) -> Source:
         return Source(name, *builtin.load(name, folder=folder, download=config.download))
     folder = Path(name).expanduser()
     _check_folder(name, folder)
-    return read_folder(name, folder, progress=progress)
+    return read_folder(name, folder, unlabelled=not config.drop_unlabelled, progress=progress)
 
 
-def read_folder(name: str, folder: Path, *, progress: Progress = silent) -> Source:
+def read_folder(name: str, folder: Path, *, unlabelled: bool = True, progress: Progress = silent) -> Source:
     """Read a folder of images.
 
     Hidden files and folders are passed over, links to folders followed. Images at any depth below a class folder
-    count for the class.
+    count for the class, and those below a folder `unlabelled` for none; these are left out unless `unlabelled`.
 
     Raises:
         DataError: no images, no class folders, one class only, a class that a split lacks, or an unreadable folder.
@@ -104,9 +106,10 @@ def read_folder(name: str, folder: Path, *, progress: Progress = silent) -> Sour
     progress("find images", done=len(found.images), total=len(found.images))
     if not found.images:
         raise _no_images(folder, found)
-    splits = _split_folders(folder, found.images)
+    classed, free = _set_apart(found.images)
+    splits = _split_folders(folder, classed)
     depth = 2 if splits else 1
-    placed = [path for path in found.images if path.count("/") >= depth]
+    placed = [path for path in classed if path.count("/") >= depth]
     if not placed:
         raise _no_class_folders(folder)
     parts = [path.split("/", depth) for path in placed]
@@ -115,14 +118,17 @@ def read_folder(name: str, folder: Path, *, progress: Progress = silent) -> Sour
     classes = sorted(set(class_of))
     _check_classes(folder, classes, set(zip(given, class_of, strict=True)), splits)
     index = {name: label for label, name in enumerate(classes)}
+    notes = _notes(found, classes, depth, loose=len(classed) - len(placed))
+    if free and not unlabelled:
+        notes, free = [*notes, f"Images without a label were left out: {len(free)}."], []
     return Source(
         name=name,
         classes=tuple(printable(name) for name in classes),
-        names=placed,
-        labels=np.array([index[name] for name in class_of], np.int64),
-        given=np.array(given, np.int8),
+        names=placed + free,
+        labels=np.array([index[name] for name in class_of] + [builtin.NO_LABEL] * len(free), np.int64),
+        given=np.array(given + [builtin.UNASSIGNED] * len(free), np.int8),
         root=folder,
-        notes=_notes(found, classes, depth, loose=len(found.images) - len(placed)),
+        notes=notes,
     )
 
 
@@ -176,6 +182,18 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def _set_apart(images: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return images of some class, and those below a top folder for images of no known class."""
+    free = [path for path in images if _is_unlabelled(path)]
+    return [path for path in images if not _is_unlabelled(path)], free
+
+
+def _is_unlabelled(path: str) -> bool:
+    """Tell whether something, a folder itself left out, lies below a top folder for images of no known class."""
+    top, below, _ = path.partition("/")
+    return bool(below) and top.lower() in _UNLABELLED
 
 
 def _split_folders(folder: Path, images: Sequence[str]) -> dict[str, int]:
@@ -256,8 +274,9 @@ def _notes(found: _Found, classes: Sequence[str], depth: int, *, loose: int) -> 
         notes.append(f"Images outside the class folders were left out: {loose}.")
     if found.others:
         notes.append(f"Files of other kinds were left out: {found.others.total()} (endings: {_endings(found)}).")
-    known = set(classes)
-    empty = [path for path in found.folders if path.count("/") == depth - 1 and path.split("/")[-1] not in known]
+    known = set(classes) | {path.split("/")[0] for path in found.images if _is_unlabelled(path)}
+    folders = [path for path in found.folders if path.count("/") == depth - 1 and not _is_unlabelled(path)]
+    empty = [path for path in folders if path.split("/")[-1] not in known]
     if empty:
         notes.append(f"Folders without images were left out: {_join(printable(path) for path in empty)}.")
     return notes

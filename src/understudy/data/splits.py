@@ -85,7 +85,7 @@ def identical(
         names: `[N]`.
         labels: `[N]`, indices into `classes`.
         ids: `[N]`, sorted.
-        parts: the rows of each split.
+        parts: the rows of each split; rows in none of them are passed over.
         classes: names, for the notes.
 
     Returns:
@@ -95,7 +95,8 @@ def identical(
     role = np.empty(len(ids), np.int8)
     for number, rows in enumerate(parts.values()):
         role[rows] = number
-    groups = [rows for rows in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(ids)) + 1) if len(rows) > 1]
+    used = np.sort(np.concatenate(list(parts.values())))
+    groups = [rows for rows in np.split(used, np.flatnonzero(np.diff(ids[used])) + 1) if len(rows) > 1]
     leaks = [[names[row] for row in rows] for rows in groups if np.ptp(role[rows])]
     copies = sum(len(rows) - 1 for rows in groups if not np.ptp(role[rows]))
     notes = [f"Images that are identical copies of others in the same split: {copies}."] if copies else []
@@ -115,7 +116,7 @@ def _hold_out(
     Of every class at least one image is chosen and `spare` different ones are left, where it has as many; only there
     does the choice depend on anything but the image itself.
     """
-    numbers = _uniform(ids, key)
+    numbers = uniform(ids, key)
     chosen: set[int] = set()
     for label in np.unique(labels[pool]):
         mine = pool & (labels == label)
@@ -127,7 +128,7 @@ def _hold_out(
     return pool & np.isin(ids, np.fromiter(chosen, np.uint64, len(chosen)))
 
 
-def _uniform(ids: NDArray[np.uint64], key: str) -> NDArray[np.float64]:
+def uniform(ids: NDArray[np.uint64], key: str) -> NDArray[np.float64]:
     """Return one number in [0, 1) for each id: SplitMix64's output function (Steele, Lea, Flood 2014) of id and key."""
     salt = hashlib.blake2b(key.encode(), digest_size=8).digest()
     mixed = ids ^ np.frombuffer(salt, "<u8")[0]

@@ -20,7 +20,8 @@ from PIL import Image
 
 from understudy import cachefolder, storage
 from understudy.config import DataConfig
-from understudy.data import frames, listing, splits, streaming
+from understudy.data import frames, listing, splits, streaming, unlabelled
+from understudy.data.builtin import NO_LABEL
 from understudy.data.decode import DECODE_VERSION, BadImage, decode_file, make_frame, read
 from understudy.data.frames import Decoded, Frames, Geometry, StoredFrames
 from understudy.data.listing import Entry
@@ -39,14 +40,15 @@ class Store:
     frames: Frames
     """uint8 `[N, channels, frame, frame]`, read by rows: stored, or streamed where they exceed the budget."""
     labels: NDArray[np.int64]
-    """`[N]`, indices into `classes`."""
+    """`[N]`, indices into `classes`; -1 for an image of no known class, or one that is to be learned from without."""
     ids: NDArray[np.uint64]
     """`[N]`, from the content: equal for identical files, the same wherever they lie."""
     names: list[str]
     """Paths relative to the folder, or such as "train/00012"."""
     classes: tuple[str, ...]
     splits: dict[str, NDArray[np.int64]]
-    """Sorted rows of "train", "val" and "test"."""
+    """Sorted rows of "train", "val" and "test", all with a label; of "unlabelled" where there are training images
+    without one."""
     frame: int
     """Side in pixels of the frames."""
     channels: Literal[1, 3]
@@ -65,8 +67,13 @@ class Store:
     """Whether nothing had to be decoded before work can begin."""
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return the number of images by split and class."""
-        return {name: self._count(rows) for name, rows in self.splits.items()}
+        """Return the number of images by split and class; those without a label are in none."""
+        return {name: self._count(rows) for name, rows in self.splits.items() if name != unlabelled.PART}
+
+    @property
+    def unlabelled(self) -> int:
+        """The number of training images without a label."""
+        return len(self.splits.get(unlabelled.PART, ()))
 
     def _count(self, rows: NDArray[np.int64]) -> dict[str, int]:
         numbers = np.bincount(self.labels[rows], minlength=len(self.classes))
@@ -100,13 +107,14 @@ def open_store(
         _check_bad({**bad, **late}, len(entries), config.max_bad_share)
 
     accept({})
-    geometry, image_size = _geometry(config, list(good.values()))
+    labelled = _labelled(source, good)
+    geometry, image_size = _geometry(config, labelled)
     names = sorted(good, key=lambda name: (good[name].hash[:16], name))
     job = _Job(source, good, geometry, names, _key(source, good, geometry), cache, accept, workers, progress)
     opened = _open(job, config.store_budget)
     accept(opened.skipped)  # the limit may be lower than when it was built
     rows = _rows(source, good, [name for name in names if name not in opened.skipped])
-    colour = _colour_note(config, list(good.values()))
+    colour = _colour_note(config, labelled)
     return _assemble(
         config, source, opened, rows, geometry, image_size, skipped={**bad, **opened.skipped}, notes=colour
     )
@@ -213,15 +221,10 @@ def _assemble(
     skipped: Mapping[str, str],
     notes: Sequence[str],
 ) -> Store:
-    parts, held_out = splits.split(
-        rows.labels,
-        rows.given,
-        rows.ids,
-        classes=source.classes,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        seed=config.split_seed,
+    parts, labels, held_out = unlabelled.divide(
+        rows.labels, rows.given, rows.ids, classes=source.classes, config=config
     )
+    rows = rows._replace(labels=labels)
     leaks, copies = splits.identical(rows.names, rows.labels, rows.ids, parts, classes=source.classes)
     return Store(
         frames=opened.frames,
@@ -247,6 +250,14 @@ def _rows(source: Source, entries: Mapping[str, Entry], names: Sequence[str]) ->
     order = np.array([place[name] for name in names])
     ids = np.array([int(entries[name].hash[:16], 16) for name in names], np.uint64)
     return _Rows([printable(name) for name in names], source.labels[order], source.given[order], ids)
+
+
+def _labelled(source: Source, entries: Mapping[str, Entry]) -> list[Entry]:
+    """Return what is known of the images with a label: those without change nothing but what is learned from them."""
+    if (source.labels != NO_LABEL).all():
+        return list(entries.values())
+    known = (name for name, label in zip(source.names, source.labels, strict=True) if label != NO_LABEL)
+    return [entries[name] for name in known if name in entries]
 
 
 def _cores() -> int:

@@ -7,7 +7,7 @@ a batch in a few tensor operations. Imported by `batches.py` and by whoever eval
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from torch import Tensor
 from understudy.errors import ConfigError, unknown
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+# a column's numbers depend on its place alone, so that those that only strong views need are drawn for them only
 _COLUMNS = ("shift_x", "shift_y", "scale", "rotate", "flip", "brightness", "contrast")
+_STRONG = ("shear_x", "shear_y", "saturation", "erase", "erase_x", "erase_y", "erase_side")
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,22 @@ class ViewPolicy:
     """0.2 for a factor of 0.8 to 1.2."""
     contrast: float = 0.0
     """0.2 for a factor of 0.8 to 1.2, about the image's own mean."""
+    shear: float = 0.0
+    """Tangent of the angle, along both axes."""
+    saturation: float = 0.0
+    """0.2 for a factor of 0.8 to 1.2, about each pixel's own grey; nothing for grey images."""
+    erase: float = 0.0
+    """Largest side of a square that half of the views lose, as a share of the side; the image's mean fills it."""
 
     @property
     def moves(self) -> bool:
         """Whether pixels change places."""
-        return any((self.shift, self.scale, self.rotate, self.flip))
+        return any((self.shift, self.scale, self.rotate, self.flip, self.shear))
 
     @property
     def identity(self) -> bool:
         """Whether a view is the image itself."""
-        return not (self.moves or self.brightness or self.contrast)
+        return not (self.moves or self.brightness or self.contrast or self.saturation or self.erase)
 
     def describe(self) -> dict[str, Any]:
         """Return the amounts by name, for records and fingerprints."""
@@ -58,6 +66,17 @@ POLICIES: dict[str, ViewPolicy] = {
     # no mirror images: in a private folder left and right may matter (letters, organs, parts)
     "light": ViewPolicy(shift=0.06, scale=0.1, rotate=8.0, brightness=0.15, contrast=0.15),
     "standard": ViewPolicy(shift=0.125, scale=0.15, flip=0.5, brightness=0.2, contrast=0.2),
+    # as far as RandAugment goes at a magnitude of 9 of 30, all at once and each less far; mirror images as for `auto`
+    "strong": ViewPolicy(
+        shift=0.15,
+        scale=0.25,
+        rotate=15.0,
+        brightness=0.4,
+        contrast=0.4,
+        shear=0.15,
+        saturation=0.4,
+        erase=0.4,
+    ),
 }
 _MIRRORABLE = ("cifar10", "cifar100", "fashion_mnist", "pets")
 
@@ -72,6 +91,8 @@ def policy(name: str, source: str) -> ViewPolicy:
         name = "standard" if source in _MIRRORABLE else "light"
     if name not in POLICIES:
         raise ConfigError(unknown("augmentation", name, [*POLICIES, "auto"]))
+    if name == "strong" and source in _MIRRORABLE:
+        return replace(POLICIES[name], flip=0.5)
     return POLICIES[name]
 
 
@@ -111,27 +132,35 @@ class Draw:
     """float32 [images, 1, 1, 1] factors."""
     contrast: Tensor | None
     """float32 [images, 1, 1, 1] factors."""
+    saturation: Tensor | None = None
+    """float32 [images, 1, 1, 1] factors."""
+    erase: Tensor | None = None
+    """float32 [images, 3]: centre and half of the side of what is erased, in [0, 1]; a side of 0 erases nothing."""
 
     def to(self, device: torch.device) -> Draw:
         """Return the same draw on a device."""
-        return Draw(
-            *(None if part is None else part.to(device) for part in (self.theta, self.brightness, self.contrast))
-        )
+        return Draw(*(None if part is None else part.to(device) for part in self._parts()))
 
     def __getitem__(self, rows: Tensor) -> Draw:
-        return Draw(*(None if part is None else part[rows] for part in (self.theta, self.brightness, self.contrast)))
+        return Draw(*(None if part is None else part[rows] for part in self._parts()))
+
+    def _parts(self) -> tuple[Tensor | None, ...]:
+        return self.theta, self.brightness, self.contrast, self.saturation, self.erase
 
 
 def draw(ids: np.ndarray, policy: ViewPolicy, *, seed: int, view: int) -> Draw:
     """Draw the parameters of view number `view` for all images at once."""
     if policy.identity:
         return Draw(None, None, None)
-    table = torch.from_numpy(uniforms(ids, seed=seed, view=view, columns=len(_COLUMNS)))
-    signed = dict(zip(_COLUMNS, (2 * table - 1).unbind(1), strict=True))
+    columns = (*_COLUMNS, *_STRONG) if policy.shear or policy.saturation or policy.erase else _COLUMNS
+    table = torch.from_numpy(uniforms(ids, seed=seed, view=view, columns=len(columns)))
+    signed = dict(zip(columns, (2 * table - 1).unbind(1), strict=True))
     return Draw(
         theta=_theta(policy, signed) if policy.moves else None,
         brightness=_factor(signed["brightness"], policy.brightness),
         contrast=_factor(signed["contrast"], policy.contrast),
+        saturation=_factor(signed["saturation"], policy.saturation) if policy.saturation else None,
+        erase=_square(signed, policy.erase) if policy.erase else None,
     )
 
 
@@ -155,6 +184,12 @@ def _factor(signed: Tensor, amount: float) -> Tensor | None:
     return (1 + amount * signed).view(-1, 1, 1, 1) if amount else None
 
 
+def _square(signed: dict[str, Tensor], largest: float) -> Tensor:
+    side = largest * (signed["erase_side"] + 1) / 2 * (signed["erase"] < 0)
+    centre = ((signed[name] + 1) / 2 for name in ("erase_x", "erase_y"))
+    return torch.stack([*centre, side / 2], 1)
+
+
 def _theta(policy: ViewPolicy, signed: dict[str, Tensor]) -> Tensor:
     angle = torch.deg2rad(policy.rotate * signed["rotate"])
     zoom = 1 / (1 + policy.scale * signed["scale"])  # a larger picture shows less of the frame
@@ -163,7 +198,12 @@ def _theta(policy: ViewPolicy, signed: dict[str, Tensor]) -> Tensor:
     # a shift is a share of the side, which is 2 long in these coordinates
     x, y = 2 * policy.shift * signed["shift_x"], 2 * policy.shift * signed["shift_y"]
     rows = [torch.stack([mirror * cos, -sin, x], 1), torch.stack([mirror * sin, cos, y], 1)]
-    return torch.stack(rows, 1)
+    theta = torch.stack(rows, 1)
+    if not policy.shear:
+        return theta
+    one, lean_x, lean_y = torch.ones_like(x), policy.shear * signed["shear_x"], policy.shear * signed["shear_y"]
+    lean = torch.stack([torch.stack([one, lean_x], 1), torch.stack([lean_y, one], 1)], 1)
+    return torch.cat([theta[:, :, :2] @ lean, theta[:, :, 2:]], 2)
 
 
 def whole(frames: Tensor, size: int) -> Tensor:
@@ -197,11 +237,23 @@ def apply(frames: Tensor, drawn: Draw, size: int) -> Tensor:
     if drawn.contrast is not None:
         mean = images.mean(dim=(1, 2, 3), keepdim=True)
         images = (images - mean) * drawn.contrast + mean
+    if drawn.saturation is not None and images.shape[1] == 3:
+        grey = images.mean(dim=1, keepdim=True)
+        images = (images - grey) * drawn.saturation + grey
     if drawn.brightness is not None:
         images = images * drawn.brightness
-    if drawn.contrast is not None or drawn.brightness is not None:
+    if drawn.contrast is not None or drawn.brightness is not None or drawn.saturation is not None:
         images = images.clamp_(0, 1)
-    return images
+    return images if drawn.erase is None else _erased(images, drawn.erase)
+
+
+def _erased(images: Tensor, squares: Tensor) -> Tensor:
+    """Fill a square of each image with the image's mean."""
+    size = images.shape[-1]
+    axis = (torch.arange(size, dtype=torch.float32, device=images.device) + 0.5) / size
+    within = (axis - squares[:, :2, None]).abs() < squares[:, 2, None, None]
+    mask = (within[:, 0, None, :] & within[:, 1, :, None])[:, None]
+    return torch.where(mask, images.mean(dim=(1, 2, 3), keepdim=True), images)
 
 
 def _warp(frames: Tensor, theta: Tensor, size: int) -> Tensor:

@@ -4,7 +4,9 @@
 """
 
 from understudy.distillation.distiller import Distiller, Losses
-from understudy.distillation.methods import METHODS, Method, Term
+from understudy.distillation.methods import METHODS, Method
+from understudy.distillation.schedules import Schedule
 from understudy.distillation.teacher import Teacher
+from understudy.distillation.terms import Term
 
-__all__ = ["METHODS", "Distiller", "Losses", "Method", "Teacher", "Term"]
+__all__ = ["METHODS", "Distiller", "Losses", "Method", "Schedule", "Teacher", "Term"]

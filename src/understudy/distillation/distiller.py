@@ -9,9 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from understudy.distillation import methods
-from understudy.distillation.methods import Term
+from understudy.distillation.projectors import Projector
 from understudy.distillation.teacher import Teacher
+from understudy.distillation.terms import Input, Term, at
+from understudy.distillation.watching import Heard, Values, Watch
 from understudy.errors import ConfigError, ModelError
+
+_READY: tuple[Input, ...] = ("labels", "teacher_logits", "teacher_embedding", "positions")
+"""What a step may bring along."""
+_TEACHERS_INSIDE = ("teacher_embedding", "teacher_map", "teacher_maps")
 
 
 class Losses(NamedTuple):
@@ -32,22 +38,25 @@ class Distiller(nn.Module):
         losses = distiller(images, labels)
         losses.total.backward()
 
-    `parameters()` and `state_dict()` hold the student alone: the teacher is frozen, moves along with `.to()`, and is
-    never saved. Without a teacher, the objective is the cross-entropy with the labels: plain training.
+    `parameters()` hold the student and, where terms compare features, the projectors that fit them to the teacher's:
+    give all of them to the optimizer, and save `distiller.student`. The teacher is frozen, moves along with `.to()`,
+    and is never saved. Without a teacher, the objective is the cross-entropy with the labels: plain training.
 
     Args:
         teacher: a trained module from images to logits, or None; frozen in place.
         student: the module to train.
-        method: a row of `METHODS`.
-        temperature: T of the distillation term.
+        method: a row of `METHODS`, or several joined by "+".
+        temperature: T of the terms that take one; each method's own by default.
         alpha: sugar for `ce_weight=1 - alpha, kd_weight=alpha`.
         ce_weight: weight of the cross-entropy with the labels; 0.5 by default.
-        kd_weight: weight of the distillation term; 0.5 by default.
+        kd_weight: times the weight of every other term; 0.5 by default.
         label_smoothing: of the cross-entropy.
         terms: your own terms instead of a method's.
+        example: some images [2 or more, channels, height, width], for methods that compare features.
+        samples: number of training images, for methods that remember each of them.
 
     Raises:
-        ConfigError: an unknown method, or weights that do not make sense.
+        ConfigError: an unknown method, weights that do not make sense, or features that cannot be compared.
     """
 
     def __init__(
@@ -56,12 +65,14 @@ class Distiller(nn.Module):
         student: nn.Module,
         *,
         method: str = "kd",
-        temperature: float = 4.0,
+        temperature: float | None = None,
         alpha: float | None = None,
         ce_weight: float | None = None,
         kd_weight: float | None = None,
         label_smoothing: float = 0.0,
         terms: Sequence[Term] | None = None,
+        example: Tensor | None = None,
+        samples: int = 0,
     ) -> None:
         super().__init__()
         self.student = student
@@ -79,11 +90,51 @@ class Distiller(nn.Module):
                 label_smoothing=label_smoothing,
             )
         self.terms = tuple(terms)
+        _check_names(self.terms)
+        self._watch = self._watching(example, samples)
+        self.projectors = self._watch.projectors() if self._watch else nn.ModuleDict()
+        if self._watch:
+            self._watch.listen()
+        self._asked = {name for term in self.terms for name in term.takes if name.startswith("teacher")}
+        self._is_steady = all(term.is_steady for term in self.terms)
+        self._progress = 0.0
 
     @property
     def teacher(self) -> Teacher | None:
         """The frozen teacher."""
         return self._teacher[0]
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether no weight and no temperature changes while training goes on."""
+        return self._is_steady
+
+    def advance(self, progress: float) -> None:
+        """Say which share of training is done, in [0, 1]; schedules follow."""
+        self._progress = progress
+
+    def dismiss_teacher(self) -> None:
+        """Let go of the teacher: its answers will be given ready."""
+        if self._watch:
+            self._watch.teacher.dismiss()
+        self._teacher = (None,)
+
+    def release(self) -> None:
+        """Take the hooks off both networks, at the end of training; the distiller cannot be used afterwards."""
+        if self._watch:
+            self._watch.student.dismiss()
+            self._watch.teacher.dismiss()
+
+    def _watching(self, example: Tensor | None, samples: int) -> Watch | None:
+        inside = [term for term in self.terms if term.takes_features]
+        if not inside:
+            return None
+        by_teacher = [term for term in inside if any(name in _TEACHERS_INSIDE for name in term.takes)]
+        if by_teacher and self.teacher is None:
+            raise ConfigError(f"The term '{by_teacher[0].name}' compares features: give the distiller a teacher.")
+        if example is None:
+            raise ConfigError(f"The term '{inside[0].name}' needs a probe: give the distiller images as `example`.")
+        return Watch(self.student, self.teacher.model if self.teacher else None, inside, example, samples)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast the teacher along with the student."""
@@ -92,43 +143,144 @@ class Distiller(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def forward(self, images: Tensor, labels: Tensor | None = None, *, teacher_logits: Tensor | None = None) -> Losses:
+    def forward(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        teacher_logits: Tensor | None = None,
+        teacher_embedding: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Losses:
         """Run the student once, the teacher only where it is needed, and weigh the terms.
 
         Args:
             images: [batch, channels, height, width], the same view for both networks.
-            labels: int64 [batch]; may be None where no term compares with labels.
-            teacher_logits: ready answers [batch, classes]; the teacher is then not run.
+            labels: int64 [batch], or shares, float [batch, classes]; may be None where no term takes them.
+            teacher_logits: ready answers [batch, classes]; the teacher is then not run unless a term needs more.
+            teacher_embedding: ready as well, [batch, width].
+            positions: of the images within the training split, int64 [batch], for terms that remember images.
 
         Returns:
             The total, the parts by name, and the student's logits.
 
         Raises:
             ModelError: teacher and student have different numbers of classes.
-            ConfigError: a term has nothing to compare with.
+            ConfigError: a term lacks something that it takes.
         """
-        logits = self.student(images)
-        targets = {"labels": labels, "teacher": self._answers(images, teacher_logits)}
+        ready: dict[Input, Tensor | None] = {
+            "labels": labels,
+            "teacher_logits": teacher_logits,
+            "teacher_embedding": teacher_embedding,
+            "positions": positions,
+        }
+        logits, values = self._run(images, ready)
         total: Tensor | None = None
         parts = {}
-        for term in self.terms:
-            target = targets[term.target]
-            if target is None:
-                raise ConfigError(f"The term '{term.name}' compares the student with the {term.target}; none given.")
-            if term.target == "teacher":
-                _same_classes(logits, target)
-            part = term.loss(logits, target).mean()
-            total = _add(total, part, term.weight)
-            parts[term.name] = part.detach()
+        for term, value in values:
+            total = _add(total, value, at(term.weight, self._progress))
+            parts[term.name] = value.detach()
         if total is None:
             raise ConfigError("There is no term to minimise.")
+        for own in self._own_losses():
+            total = total + own
         return Losses(total, parts, logits.detach())
 
-    def _answers(self, images: Tensor, ready: Tensor | None) -> Tensor | None:
-        if ready is not None or self.teacher is None or all(term.target != "teacher" for term in self.terms):
-            return ready
-        answers: Tensor = self.teacher(images)
-        return answers
+    def weighted(self, images: Tensor, ready: dict[Input, Tensor | None]) -> dict[str, Tensor]:
+        """Return every term times its weight, with gradients, to look at them one by one.
+
+        Args:
+            images: as for `forward`.
+            ready: its other inputs by name.
+        """
+        _, values = self._run(images, dict.fromkeys(_READY) | ready)
+        return {term.name: value * at(term.weight, self._progress) for term, value in values}
+
+    def _run(self, images: Tensor, values: dict[Input, Tensor | None]) -> tuple[Tensor, list[tuple[Term, Tensor]]]:
+        """Return the student's logits, and every term with its mean over the batch."""
+        logits: Tensor = self.student(images)
+        values["images"], values["student_logits"] = images, logits
+        ran = self._ask_teacher(images, values)
+        if values["teacher_logits"] is not None:
+            _same_classes(logits, values["teacher_logits"])
+        if self._watch is None:
+            return logits, [(term, self._mean(term, _take(term, values))) for term in self.terms]
+        return logits, self._look_inside(self._watch, values, teacher_ran=ran)
+
+    def _ask_teacher(self, images: Tensor, values: dict[Input, Tensor | None]) -> bool:
+        """Run the teacher where a term takes something of it that is not ready; tell whether it ran."""
+        if self.teacher is None or all(values.get(name) is not None for name in self._asked):
+            return False
+        values["teacher_logits"] = self.teacher(images)
+        return True
+
+    def _look_inside(
+        self, watch: Watch, values: dict[Input, Tensor | None], *, teacher_ran: bool
+    ) -> list[tuple[Term, Tensor]]:
+        student, teacher = watch.student.take(), watch.teacher.take() if teacher_ran else {}
+        values["student_embedding"] = watch.student.embedding(student)
+        if values["positions"] is not None:
+            values["positions"] = values["positions"].to(values["student_logits"].device)  # type: ignore[union-attr]
+        if values["teacher_embedding"] is None:
+            values["teacher_embedding"] = watch.teacher.embedding(teacher)
+        found = [self._fitted(watch, term, values, student, teacher) for term in self.terms]
+        # only now, so that projectors run in the precision of the networks: losses are taken in full precision
+        with torch.autocast(values["student_logits"].device.type, enabled=False):  # type: ignore[union-attr]
+            return [
+                (term, _sum([self._mean(term, one) for one in given], term.fade))
+                for term, given in zip(self.terms, found, strict=True)
+            ]
+
+    def _fitted(
+        self, watch: Watch, term: Term, values: dict[Input, Tensor | None], student: Heard, teacher: Heard
+    ) -> list[Sequence[Tensor]]:
+        """Return the arguments of a term's loss, once for every time that it is taken."""
+        if not term.takes_features:
+            return [_take(term, values)]
+        given = [_present(term, one) for one in watch.gather(term, values, student, teacher)]
+        if term.name not in self.projectors:
+            return list(given)
+        fitted: list[Sequence[Tensor]] = []
+        for projector, one in zip(self._projectors_of(term), given, strict=True):
+            made = projector(*one)
+            fitted += made if isinstance(made, list) else [made]
+        return fitted
+
+    def _projectors_of(self, term: Term) -> nn.ModuleList:
+        found = self.projectors[term.name]
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+    def _own_losses(self) -> list[Tensor]:
+        every = [one for term in self.projectors.values() for one in term.children() if isinstance(one, Projector)]
+        return [projector.own_loss for projector in every if projector.own_loss is not None]
+
+    def _mean(self, term: Term, given: Sequence[Tensor]) -> Tensor:
+        if term.temperature is None:
+            return term.loss(*given).mean()
+        return term.loss(*given, temperature=at(term.temperature, self._progress)).mean()
+
+
+def _sum(parts: list[Tensor], fade: float) -> Tensor:
+    """Return the sum over pairs of layers, given from shallow to deep, each weighed by `fade` less than the next."""
+    last = len(parts) - 1
+    return torch.stack([part * fade ** (last - number) for number, part in enumerate(parts)]).sum()
+
+
+def _take(term: Term, values: Values) -> list[Tensor]:
+    return _present(term, [values[name] for name in term.takes])
+
+
+def _present(term: Term, given: Sequence[Tensor | list[Tensor] | None]) -> list[Tensor]:
+    """Return what a term is given.
+
+    Raises:
+        ConfigError: something is missing.
+    """
+    for name, value in zip(term.takes, given, strict=True):
+        if value is None:
+            raise ConfigError(f"The term '{term.name}' takes {name.replace('_', ' ')}; none given.")
+    return given  # type: ignore[return-value]
 
 
 def _add(total: Tensor | None, part: Tensor, weight: float) -> Tensor:
@@ -136,6 +288,21 @@ def _add(total: Tensor | None, part: Tensor, weight: float) -> Tensor:
     if total is not None:
         return torch.add(total, part, alpha=weight)
     return part if weight == 1 else part * weight
+
+
+def _same_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    if student_logits.shape != teacher_logits.shape:
+        raise ModelError(
+            f"The student answers {list(student_logits.shape)} and the teacher {list(teacher_logits.shape)} "
+            "([batch, classes]); both need the same classes in the same order."
+        )
+
+
+def _check_names(terms: Sequence[Term]) -> None:
+    names = [term.name for term in terms]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ConfigError(f"Two terms are called '{twice}'; give one of them another name.")
 
 
 def _weights(alpha: float | None, ce_weight: float | None, kd_weight: float | None) -> tuple[float, float]:
@@ -146,11 +313,3 @@ def _weights(alpha: float | None, ce_weight: float | None, kd_weight: float | No
             raise ConfigError(f"alpha is the share of the distillation term, between 0 and 1, not {alpha:g}.")
         return 1 - alpha, alpha
     return 0.5 if ce_weight is None else ce_weight, 0.5 if kd_weight is None else kd_weight
-
-
-def _same_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    if student_logits.shape != teacher_logits.shape:
-        raise ModelError(
-            f"The student answers {list(student_logits.shape)} and the teacher {list(teacher_logits.shape)} "
-            "([batch, classes]); both need the same classes in the same order."
-        )

@@ -6,6 +6,8 @@ may import this file.
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import sys
 import time
@@ -241,3 +243,14 @@ def _block(call: Callable[[], object], size: int) -> list[float]:
 def _latency(times: Sequence[float], *, runtime: str, threads: int) -> Latency:
     p50, p95 = np.percentile(times, [50, 95])
     return Latency(runtime=runtime, threads=threads, runs=len(times), p50=float(p50), p95=float(p95))
+
+
+def free_memory(device: torch.device) -> float:
+    """Return the free bytes of a device; infinity where a CPU does not say, 0 where another device does not."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # torch keeps what it has freed
+        return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    if "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    return math.inf if device.type == "cpu" else 0.0

@@ -15,7 +15,7 @@ from understudy import storage
 from understudy.config import RunConfig, validate
 from understudy.errors import RunError, UnderstudyError
 from understudy.progress import Progress, silent
-from understudy.record import Part, Record, Role, Stage
+from understudy.record import Part, Record, Stage
 
 Kind = Literal["distill", "train"]
 
@@ -27,8 +27,8 @@ class Order(Part):
     """The run folder."""
     record: Record
     """Of the run so far: configuration, numerics, images, teacher."""
-    role: Role
-    seed: int
+    name: str
+    """Of that model."""
 
 
 def _nobody(order: Order) -> None:
@@ -119,13 +119,13 @@ class Run:
         self.log(text)
         self.progress("note", done=1, total=1, note=text)
 
-    def call(self, role: Role, seed: int) -> None:
+    def call(self, name: str) -> None:
         """Call the other processes, where there are any, to train a model together with this one.
 
         Raises:
             RunError: another process cannot take part.
         """
-        self._others(Order(folder=self.folder.absolute(), record=self.record, role=role, seed=seed))
+        self._others(Order(folder=self.folder.absolute(), record=self.record, name=name))
 
     def key(self, inputs: dict[str, Any]) -> str:
         """Return the fingerprint of what a stage depends on."""
@@ -216,7 +216,7 @@ def _is_bare(record: Record, folder: Path) -> bool:
 
 def _core(config: RunConfig) -> dict[str, Any]:
     """Return what makes a run the run it is: all but settings that change no result."""
-    spread = {"data": {"store_budget"}, "sweep": {"workers", "ray"}}
+    spread = {"data": {"store_budget"}, "sweep": {"workers", "ray", "stacked"}}
     return config.model_dump(exclude={"name": True, "force": True, "checkpoint_seconds": True, **spread})
 
 

@@ -22,7 +22,7 @@ from understudy import numerics, storage
 from understudy import record as records
 from understudy.config import DataConfig, RunConfig, validate
 from understudy.costs import Constants
-from understudy.data import frames, listing, splits, views
+from understudy.data import frames, listing, unlabelled, views
 from understudy.data.frames import StoredFrames
 from understudy.data.sources import Source, open_source
 from understudy.data.store import Store, open_store
@@ -48,7 +48,7 @@ class Forecast:
     """What a run would cost."""
 
     counts: dict[str, dict[str, int]]
-    """Images by split and class."""
+    """Images by split and class; those without a label stand in a split "unlabelled", in a class "none"."""
     plan: Plan
     """Time, disk and memory of every stage; what is done or kept already costs nothing more."""
     sampled: int
@@ -80,8 +80,9 @@ class Forecast:
     def text(self) -> str:
         """Return the same as a table for readers."""
         total = Step("in all", "", self.plan.seconds, self.disk_bytes, self.memory_bytes)
-        steps = [_line(step) for step in [*self.plan.steps, total]]
-        head = f"  {'':<9} {'time':>9} {'disk':>9} {'memory':>9}"
+        width = self.plan.width
+        steps = [_line(step, width) for step in [*self.plan.steps, total]]
+        head = f"  {'':<{width}} {'time':>9} {'disk':>9} {'memory':>9}"
         basis = f"Estimated from {self.sampled} of the images" if self.sampled else "Estimated from the images"
         free = f"{basis}; nothing was trained. Free on the disk of the cache: {_size(self.free_bytes)}."
         return "\n".join([*self._images(), "Dry run", head, *steps, free])
@@ -91,7 +92,7 @@ class Forecast:
         for split, counts in self.counts.items():
             few = ", ".join(f"{name} {count:,}" for name, count in counts.items())
             many = f"of {len(counts):,} classes"
-            lines.append(f"  {split:<9} {sum(counts.values()):>9,}  {few if len(counts) <= _LISTED else many}")
+            lines.append(f"  {split:<10}{sum(counts.values()):>9,}  {few if len(counts) <= _LISTED else many}")
         return lines
 
 
@@ -158,8 +159,11 @@ def _from_all(run: Run) -> Forecast:
     """Measure on the images themselves."""
     materials = gather(run)
     constants = measuring.constants(plan.bench(run, materials))
-    made = plan.lay_out(run, plan.images_of(run, materials), constants, plan.numerics_of(materials))
-    return Forecast(materials.store.counts(), made, 0, storage.free_bytes(storage.cache_dir()))
+    made = plan.lay_out(run, plan.images_of(run, materials), constants, plan.numerics_of(materials), materials.others)
+    store = materials.store
+    return Forecast(
+        _with_unlabelled(store.counts(), store.unlabelled), made, 0, storage.free_bytes(storage.cache_dir())
+    )
 
 
 def _from_sample(run: Run, source: Source, root: Path) -> Forecast:
@@ -169,11 +173,12 @@ def _from_sample(run: Run, source: Source, root: Path) -> Forecast:
         few = _few(source, root, Path(place), run.config.data)
         materials = gather(_Rehearsal(run.folder, _of(run.config, few.config), _blank(run), run.progress, run.stop))
         try:
-            materials, constants = _measured(run, source, materials, sum(counts["train"].values()))
+            materials, constants = _measured(run, source, materials, _learned_from(counts))
         finally:
             _forget(materials.store)
     constants = replace(constants, list=few.list, decode=few.decode)
-    made = plan.lay_out(run, _images(run, source, materials.store, counts), constants, plan.numerics_of(materials))
+    images = _images(run, source, materials.store, counts)
+    made = plan.lay_out(run, images, constants, plan.numerics_of(materials), materials.others)
     return Forecast(counts, made, few.images, storage.free_bytes(storage.cache_dir()))
 
 
@@ -202,7 +207,7 @@ def _few(source: Source, root: Path, place: Path, config: DataConfig) -> _Few:
         copy = place / "images" / ("odd" if number % 2 else "even") / f"{number:03d}{Path(name).suffix}"
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / name, copy)
-    given = {"source": str(place / "images"), "max_bad_share": 1.0, "store_budget": None}
+    given = {"source": str(place / "images"), "max_bad_share": 1.0, "store_budget": None, "label_share": 1.0}
     config = config.model_copy(update=given)
     start = time.perf_counter()
     open_store(config, cache=place / "cache")
@@ -258,21 +263,23 @@ def _choice(run: Run, bench: Bench, role: Role, images: int) -> Choice:
 
 def _counts(source: Source, config: DataConfig) -> dict[str, dict[str, int]]:
     """Return the number of images by split and class; which ones are held out depends on what is in them."""
-    parts, _ = splits.split(
-        source.labels,
-        source.given,
-        np.arange(len(source.names), dtype=np.uint64),
-        classes=source.classes,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        seed=config.split_seed,
-    )
-    return {
-        name: dict(
-            zip(source.classes, np.bincount(source.labels[rows], minlength=len(source.classes)).tolist(), strict=True)
-        )
+    numbers = np.arange(len(source.names), dtype=np.uint64)
+    parts, labels, _ = unlabelled.divide(source.labels, source.given, numbers, classes=source.classes, config=config)
+    without = len(parts.pop(unlabelled.PART, ()))
+    counts = {
+        name: dict(zip(source.classes, np.bincount(labels[rows], minlength=len(source.classes)).tolist(), strict=True))
         for name, rows in parts.items()
     }
+    return _with_unlabelled(counts, without)
+
+
+def _with_unlabelled(counts: dict[str, dict[str, int]], number: int) -> dict[str, dict[str, int]]:
+    return {**counts, unlabelled.PART: {"none": number}} if number else counts
+
+
+def _learned_from(counts: dict[str, dict[str, int]]) -> int:
+    """Return the number of training images, with a label or without."""
+    return sum(sum(counts.get(name, {}).values()) for name in ("train", unlabelled.PART))
 
 
 def _images(run: Run, source: Source, few: Store, counts: dict[str, dict[str, int]]) -> Images:
@@ -282,22 +289,22 @@ def _images(run: Run, source: Source, few: Store, counts: dict[str, dict[str, in
     budget = config.data.store_budget
     allowed = frames.room(storage.cache_dir() / "stores") if budget is None else budget * 1e9
     fits = len(source.names) * frame_bytes <= allowed
-    each = config.train.epochs * len(config.seeds) if config.train.views == "online" else teaching.distinct_views(run)
+    each = config.train.epochs * len(config.seeds) if teaching.runs_along(config) else teaching.distinct_views(run)
     return Images(
         counts=totals,
         classes=len(source.classes),
         channels=few.channels,
         frame_bytes=frame_bytes,
-        missing=totals["train"] * each,
+        missing=_learned_from(counts) * each,
         known=False,
         stored=fits,
         kept="to be decoded and stored" if fits else "decoded in every epoch, being too many to store",
     )
 
 
-def _line(step: Step) -> str:
+def _line(step: Step, width: int) -> str:
     figures = [f"{duration(step.seconds):>9}", f"{_size(step.disk_bytes):>9}", f"{_size(step.memory_bytes):>9}"]
-    return f"  {step.stage:<9} {' '.join(figures)}  {step.what}".rstrip()
+    return f"  {step.stage:<{width}} {' '.join(figures)}  {step.what}".rstrip()
 
 
 def _size(count: int) -> str:

@@ -7,8 +7,11 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import nn
 
+from understudy.distillation.ensemble import Ensemble, mean_probabilities
 from understudy.errors import ModelError
 from understudy.evaluate import gate, metrics, profile, verdict
 from understudy.pipeline.folder import Run
@@ -39,13 +42,12 @@ def predictions(run: Run) -> dict[str, np.ndarray]:
 
 
 def _evaluate(run: Run, materials: Materials) -> None:
-    logits = {f"val/{name}": _answers(run, materials, name, "val", n) for n, name in enumerate(run.record.models)}
+    logits = _answers(run, materials, "val")
     _measure(run, materials, logits, "val")
     if run.record.kind == "distill":
         run.record.chosen = _choose(run)
     # every choice is made: only now are the test images looked at
-    for number, name in enumerate(run.record.models):
-        logits[f"test/{name}"] = _answers(run, materials, name, "test", number)
+    logits |= _answers(run, materials, "test")
     _measure(run, materials, logits, "test")
     with atomic_path(run.folder / PREDICTIONS) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **logits)
@@ -58,13 +60,32 @@ def _evaluate(run: Run, materials: Materials) -> None:
         run.record.examples = _examples(run, materials, logits)
 
 
-def _answers(run: Run, materials: Materials, name: str, split: str, number: int) -> np.ndarray:
-    run.progress(f"evaluate {split}", done=number, total=len(run.record.models), note=name)
-    network = load(run, name).to(materials.engine.device)
-    found = answers(network, materials.splits[split])
-    if number + 1 == len(run.record.models):
-        run.progress(f"evaluate {split}", done=number + 1, total=number + 1)
-    return found
+def _answers(run: Run, materials: Materials, split: str) -> dict[str, np.ndarray]:
+    """Return the logits of all models for a split, by `split/model`; an ensemble's are those of its members, joined."""
+    models = run.record.models
+    alone = [name for name, model in models.items() if not model.shares]
+    logits = {}
+    for number, name in enumerate(alone):
+        run.progress(f"evaluate {split}", done=number, total=len(alone), note=name)
+        logits[f"{split}/{name}"] = answers(load(run, name).to(materials.engine.device), materials.splits[split])
+    run.progress(f"evaluate {split}", done=len(alone), total=len(alone))
+    for name, model in models.items():
+        if model.shares:
+            members = [torch.from_numpy(logits[f"{split}/{member}"]) for member in model.shares]
+            logits[f"{split}/{name}"] = mean_probabilities(members, list(model.shares.values())).numpy()
+    return logits
+
+
+def _network(run: Run, name: str) -> nn.Module:
+    """Load a model, or an ensemble with all its members."""
+    shares = run.record.models[name].shares
+    return Ensemble([load(run, member) for member in shares], list(shares.values())) if shares else load(run, name)
+
+
+def _bytes(run: Run, name: str) -> int:
+    """Return the size of a model's weights file, or of all those of an ensemble."""
+    names = list(run.record.models[name].shares) or [name]
+    return sum((run.folder / run.record.models[one].weights).stat().st_size for one in names)
 
 
 def _measure(run: Run, materials: Materials, logits: dict[str, np.ndarray], split: str) -> None:
@@ -102,9 +123,9 @@ def _summarise(run: Run, materials: Materials, logits: dict[str, np.ndarray]) ->
     first = {role: _of_role(run, role)[0] for role in roles}
     example = next(materials.splits["val"].whole(1)).cpu()
     costs = profile.profile(
-        {role: load(run, name) for role, name in first.items()},
+        {role: _network(run, name) for role, name in first.items()},
         dict.fromkeys(first, example),
-        {role: (run.folder / run.record.models[name].weights).stat().st_size for role, name in first.items()},
+        {role: _bytes(run, name) for role, name in first.items()},
     )
     for role in roles:
         tests = [test for name in _of_role(run, role) if (test := run.record.models[name].test)]

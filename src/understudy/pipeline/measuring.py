@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from understudy import numerics, storage
-from understudy.config import RunConfig, TrainConfig
+from understudy.config import DistillConfig, RunConfig, TrainConfig
 from understudy.costs import Constants, Network
 from understudy.data import views
 from understudy.data.batches import Epochs, Split
@@ -35,12 +35,13 @@ from understudy.data.packing import Packing
 from understudy.data.rowfile import RowFile
 from understudy.data.store import Store
 from understudy.data.views import ViewPolicy
-from understudy.distillation import Distiller, methods
+from understudy.distillation import Distiller
 from understudy.engine import Engine
 from understudy.errors import Interrupted, UnderstudyError
 from understudy.evaluate import profile
 from understudy.models.classifier import Classifier
 from understudy.numerics import Choice, Running
+from understudy.pipeline import objective
 from understudy.record import Role
 from understudy.train import Training, answers
 
@@ -225,9 +226,11 @@ def _told_apart(gaps: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _objective(bench: Bench, made: Classifier, *, taught: bool) -> Distiller:
-    distill = bench.config.distill
-    terms = methods.terms(distill.method, temperature=distill.temperature, ce_weight=0.5, kd_weight=0.5)
-    return Distiller(None, made, terms=terms if taught else None)
+    if not taught:
+        return Distiller(None, made)
+    # what compares features needs the teacher, whose time is counted apart
+    terms = [term for term in objective.terms(bench.config.distill) if not term.takes_features]
+    return Distiller(None, made, terms=terms or objective.terms(DistillConfig()))
 
 
 def _enough(moments: list[float], engine: Engine) -> bool:

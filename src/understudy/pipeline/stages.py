@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from understudy.distillation import methods
 from understudy.evaluate import profile
-from understudy.pipeline import exporting, judge, plan, trainings
+from understudy.pipeline import chain, exporting, judge, objective, plan, suiting, trainings
 from understudy.pipeline.folder import Run
 from understudy.pipeline.materials import gather
 from understudy.pipeline.plan import Plan
@@ -15,7 +14,7 @@ Announce = Callable[[Plan], None]
 
 
 def distill(run: Run, announce: Announce = lambda plan: None) -> None:
-    """Run all stages: data, teacher, baseline, student, evaluation, verdict, export.
+    """Run all stages: data, teacher, assistants, baseline, student, evaluation, verdict, export.
 
     Args:
         run: an opened run.
@@ -24,13 +23,13 @@ def distill(run: Run, announce: Announce = lambda plan: None) -> None:
     Raises:
         UnderstudyError: what the user can mend; finished stages are kept.
     """
-    methods.find(run.config.distill.method)  # before anything long
+    objective.terms(run.config.distill)  # refuses before anything long
     materials = gather(run)
+    suiting.examine(run, materials)
     announce(plan.make(run, materials))
     trainings.teacher(run, materials)
-    for seed in run.config.seeds:
-        trainings.baseline(run, materials, seed)
-        trainings.student(run, materials, seed)
+    for link in chain.links(run.config):
+        trainings.train(run, materials, link)
     judge.evaluate(run, materials)
     exporting.export(run, materials)
     note_memory(run)

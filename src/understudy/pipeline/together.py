@@ -119,7 +119,7 @@ class _Follower:
         if any(engine.agree(trouble)) or self._materials is None:
             return
         try:
-            trainings.take_part(run, self._materials, order.role, order.seed)
+            trainings.take_part(run, self._materials, order.name)
         except TrainingError:
             pass  # all processes see the same loss, and the main one says so
         except Interrupted:

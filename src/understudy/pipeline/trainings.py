@@ -1,83 +1,105 @@
-"""The stages that make models: the teacher, checked; the student alone; the student distilled."""
+"""The stages that make models: the teachers, checked; then every link of the chain, alone or with a teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from understudy.config import TrainConfig
-from understudy.distillation import Distiller, Term, methods
+import torch
+
+from understudy.config import RunConfig, TrainConfig
+from understudy.distillation import Distiller, ensemble
 from understudy.errors import ModelError
 from understudy.evaluate import gate, metrics
 from understudy.models import files
 from understudy.models.classifier import Classifier
 from understudy.models.norms import keeps_statistics_apart
-from understudy.pipeline import teaching
+from understudy.pipeline import chain, objective, suiting, teaching
+from understudy.pipeline.chain import Link
 from understudy.pipeline.folder import Run
-from understudy.pipeline.materials import VIEW_SEED, Materials, new_student, new_teacher, teacher_kind
-from understudy.record import Objective, Role, Trained
-from understudy.storage import hash_file
+from understudy.pipeline.materials import VIEW_SEED, Materials, is_trained, new_network, new_teacher
+from understudy.record import Finding, Role, Trained
+from understudy.storage import hash_file, write_json
 from understudy.train import Fit, Training, answers
 
 if TYPE_CHECKING:
     from understudy.data.outputs import Table
 
 WEIGHTS = "model.safetensors"
+ENSEMBLE = f"{chain.TEACHER}/ensemble.json"
 
 
 def teacher(run: Run, materials: Materials) -> None:
-    """Load the teacher, or train it; then check it."""
-    inputs = _teacher_inputs(run, materials)
-    run.stage("teacher", inputs, _files("teacher"), lambda: _make_teacher(run, materials, inputs))
-    gated = {"weights": run.record.models["teacher"].weights_hash, "data": materials.store.fingerprint}
-    if "gate" not in run.record.stages:
-        run.stage("gate", gated, [], lambda: _gate(run, materials))
-    gate.refuse(run.record.gate, force=run.config.force)
+    """Load every teacher, or train it, and check it; several of them then make an ensemble."""
+    teachers = chain.teachers(run.config)
+    for name, config in teachers.items():
+        inputs = _teacher_inputs(config, materials, name)
+        make = partial(_make_teacher, run, materials, name, config, inputs)
+        run.stage(name, inputs, _files(name), make)
+        _check(run, materials, name)
+    if len(teachers) > 1:
+        _assemble(run, teachers)
 
 
 def baseline(run: Run, materials: Materials, seed: int, *, name: str = "") -> None:
     """Train the student alone, in the folder `name` of the run; `baseline-<seed>` by default."""
-    name = name or f"baseline-{seed}"
-    inputs = _student_inputs(run, materials, seed)
-
-    def work() -> None:
-        run.call("baseline", seed)
-        student = new_student(run, materials, seed)
-        objective = Distiller(None, student, label_smoothing=run.config.train.label_smoothing)
-        _train(run, materials, objective, student, name, "baseline", seed, run.config.train, inputs)
-
-    run.stage(name, inputs, _files(name), work)
+    link = chain.baseline(run.config, seed)
+    train(run, materials, replace(link, name=name or link.name))
 
 
 def student(run: Run, materials: Materials, seed: int, *, name: str = "") -> None:
-    """Train the student with the teacher's help, from its baseline's initial weights; `name` as for `baseline`."""
-    name = name or f"student-{seed}"
-    config = run.config.distill
-    inputs = {
-        **_student_inputs(run, materials, seed),
-        "distill": config.model_dump(mode="json"),
-        "teacher": run.record.models["teacher"].weights_hash,
-    }
-
-    def work() -> None:
-        run.call("student", seed)
-        network = new_student(run, materials, seed)
-        kept = teaching.prepare(run, materials)
-        objective = Distiller(None if kept else teaching.running(run, materials), network, terms=_terms(run))
-        outputs = kept.view if kept else None
-        _train(run, materials, objective, network, name, "student", seed, run.config.train, inputs, outputs=outputs)
-
-    run.record.objective = _objective(run)
-    run.stage(name, inputs, _files(name), work)
+    """Train the student that is judged, from its baseline's initial weights; `name` as for `baseline`."""
+    link = chain.student(run.config, seed)
+    train(run, materials, replace(link, name=name or link.name))
 
 
-def take_part(run: Run, materials: Materials, role: Role, seed: int) -> None:
+def train(run: Run, materials: Materials, link: Link) -> None:
+    """Train the model of a link: alone, or with the help of its teacher."""
+    inputs = _inputs(run, materials, link)
+    work = partial(_with_teacher if link.teacher else _alone, run, materials, link, inputs)
+    if link.teacher:
+        run.record.objective = suiting.noted(run)
+    run.stage(link.name, inputs, _files(link.name), work)
+
+
+def _alone(run: Run, materials: Materials, link: Link, inputs: dict[str, Any]) -> None:
+    run.call(link.name)
+    network = new_network(link.model, materials, link.seed)
+    distiller = Distiller(None, network, label_smoothing=run.config.train.label_smoothing)
+    _train(run, materials, distiller, network, link, run.config.train, inputs)
+
+
+def _with_teacher(run: Run, materials: Materials, link: Link, inputs: dict[str, Any]) -> None:
+    run.call(link.name)
+    network = new_network(link.model, materials, link.seed)
+    kept = teaching.prepare(run, materials, link.teacher)
+    teaching.tell_pseudo_labels(run, materials, kept)
+    distiller = _distiller(run, materials, network, link, kept=kept is not None)
+    _train(run, materials, distiller, network, link, run.config.train, inputs, outputs=kept.view if kept else None)
+
+
+def keep(
+    run: Run, materials: Materials, network: Classifier, role: Role, seed: int, fit: Fit, *, name: str, initial: str
+) -> None:
+    """Save a student that was trained together with others, in the folder `name`, as `student` or `baseline` would.
+
+    `initial` is the fingerprint of its initial weights.
+    """
+    link = (chain.student if role == "student" else chain.baseline)(run.config, seed)
+    inputs = _inputs(run, materials, link)
+    _keep(run, materials, network, replace(link, name=name), fit, inputs, initial=initial)
+
+
+def take_part(run: Run, materials: Materials, name: str) -> None:
     """Do the share of one process in a training to which the main process has called; nothing is written."""
-    if role == "teacher":
-        _make_teacher(run, materials, _teacher_inputs(run, materials))
+    config = chain.teachers(run.config).get(name)
+    if config is None:
+        train(run, materials, chain.find(run.config, name))
     else:
-        (student if role == "student" else baseline)(run, materials, seed)
+        _make_teacher(run, materials, name, config, _teacher_inputs(config, materials, name))
 
 
 def load(run: Run, name: str) -> Classifier:
@@ -91,73 +113,118 @@ def _files(name: str) -> list[str]:
     return [f"{name}/{WEIGHTS}", f"{name}/{files.card_path(Path(WEIGHTS))}"]
 
 
-def _terms(run: Run) -> tuple[Term, ...]:
-    config = run.config.distill
-    return methods.terms(
-        config.method,
-        temperature=config.temperature,
-        ce_weight=config.ce_weight,
-        kd_weight=config.kd_weight,
-        label_smoothing=run.config.train.label_smoothing,
-    )
+def _distiller(run: Run, materials: Materials, network: Classifier, link: Link, *, kept: bool) -> Distiller:
+    """Return a student's objective; the teacher is in it only as long as it is needed."""
+    smoothing, unlabelled = run.config.train.label_smoothing, bool(materials.store.unlabelled)
+    terms = objective.terms(run.config.distill, label_smoothing=smoothing, unlabelled=unlabelled)
+    if kept and not any(term.takes_features for term in terms):
+        return Distiller(None, network, terms=terms)
+    with torch.random.fork_rng():
+        torch.manual_seed(link.seed)  # of the projectors' first weights
+        distiller = Distiller(
+            teaching.running(run, materials, link.teacher),
+            network,
+            terms=terms,
+            example=next(materials.splits["val"].whole(teaching.EXAMPLE)),
+            samples=len(materials.taught),
+        )
+    if kept:
+        distiller.dismiss_teacher()
+    return distiller
 
 
-def _objective(run: Run) -> Objective:
-    config = run.config.distill
-    method = methods.find(config.method)
-    return Objective(
-        method=method.name,
-        temperature=config.temperature,
-        ce_weight=config.ce_weight,
-        kd_weight=config.kd_weight,
-        effective_kd_weight=method.effective_weight(config.kd_weight, config.temperature),
-    )
-
-
-def _student_inputs(run: Run, materials: Materials, seed: int) -> dict[str, Any]:
+def _inputs(run: Run, materials: Materials, link: Link) -> dict[str, Any]:
+    """Return all that the model of a link depends on; of the chain, that is its teacher alone."""
+    taught: dict[str, Any] = {}
+    if link.teacher:
+        idle = {"assistants", "generations", *(() if materials.store.unlabelled else ("pseudo_labels",))}
+        taught["distill"] = run.config.distill.model_dump(mode="json", exclude=idle)
+        taught["teacher"] = run.record.models[link.teacher].weights_hash
     return {
+        **taught,
         "data": materials.store.fingerprint,
         "views": {**materials.policy.describe(), "seed": VIEW_SEED},
-        "model": run.config.student.model,
+        "model": link.model,
         "input": materials.spec.model_dump(mode="json"),
         "train": run.config.train.model_dump(mode="json"),
-        "numerics": str(materials.choices["student"].numerics),
-        "seed": seed,
+        "numerics": str(materials.choice(link.name, link.role).numerics),
+        "seed": link.seed,
     }
 
 
-def _teacher_inputs(run: Run, materials: Materials) -> dict[str, Any]:
-    config = run.config.teacher
-    given = [hash_file(config.weights)] if config.weights else []
-    if teacher_kind(run.config) in ("file", "run"):
-        given.append(files.load(Path(config.model), prefer="teacher")[1].weights)
+def _teacher_inputs(config: RunConfig, materials: Materials, name: str) -> dict[str, Any]:
+    teacher = config.teacher
+    given = [hash_file(teacher.weights)] if teacher.weights else []
+    if is_trained(config):
+        given.append(files.load(Path(teacher.model), prefer="teacher")[1].weights)
     return {
         "data": materials.store.fingerprint,
         "views": {**materials.policy.describe(), "seed": VIEW_SEED},
-        "teacher": config.model_dump(mode="json"),
+        "teacher": teacher.model_dump(mode="json", exclude={"also", "share"}),
         "files": given,
         "input": materials.teacher_spec.model_dump(mode="json"),
-        "train": run.config.teacher_train.model_dump(mode="json"),
-        "numerics": str(materials.choices["teacher"].numerics),
+        "train": config.teacher_train.model_dump(mode="json"),
+        "numerics": str(materials.choice(name, _role(name)).numerics),
     }
 
 
-def _make_teacher(run: Run, materials: Materials, inputs: dict[str, Any]) -> None:
-    config = run.config
-    run.record.stages.pop("gate", None)
-    if teacher_kind(config) in ("file", "run"):
+def _role(name: str) -> Role:
+    """Return the role of a teacher: its own, or that of one in an ensemble."""
+    return "teacher" if name == chain.TEACHER else "member"
+
+
+def _make_teacher(run: Run, materials: Materials, name: str, config: RunConfig, inputs: dict[str, Any]) -> None:
+    """Load or train a teacher; of the configuration, only its own settings and its budget matter."""
+    link = Link(name, _role(name), config.teacher.model, config.teacher.seed, "")
+    run.record.stages.pop(_gate_of(name), None)
+    if is_trained(config):
         loaded, _ = files.load(Path(config.teacher.model), prefer="teacher")
         _check_classes(run, loaded.classes, materials)
-        _keep(run, materials, loaded, "teacher", "teacher", None, None, inputs)
+        _keep(run, materials, loaded, link, None, inputs)
         return
-    fresh = new_teacher(run, materials)
+    fresh = new_teacher(config, materials)
     if config.teacher.ready:
-        _keep(run, materials, fresh, "teacher", "teacher", None, None, inputs)
+        _keep(run, materials, fresh, link, None, inputs)
         return
-    run.call("teacher", config.teacher.seed)
-    objective = Distiller(None, fresh, label_smoothing=config.teacher_train.label_smoothing)
+    run.call(name)
     budget = config.teacher_train
-    _train(run, materials, objective, fresh, "teacher", "teacher", config.teacher.seed, budget, inputs)
+    alone = Distiller(None, fresh, label_smoothing=budget.label_smoothing)
+    _train(run, materials, alone, fresh, link, budget, inputs)
+
+
+def _assemble(run: Run, teachers: dict[str, RunConfig]) -> None:
+    """Note the ensemble of all teachers as the one that teaches."""
+    models, weights = run.record.models, ensemble.shares([config.teacher.share for config in teachers.values()])
+    shares = dict(zip(teachers, weights, strict=True))
+    inputs = {"weights": {name: models[name].weights_hash for name in shares}, "shares": shares}
+
+    def work() -> None:
+        write_json(run.folder / ENSEMBLE, inputs)
+        models[chain.TEACHER] = Trained(
+            role="teacher",
+            seed=None,
+            architecture=f"ensemble of {len(shares)}",
+            weights=ENSEMBLE,
+            weights_hash=run.key(inputs),
+            precision=", ".join(dict.fromkeys(models[name].precision for name in shares)),
+            shares=shares,
+        )
+
+    run.stage(chain.TEACHER, inputs, [ENSEMBLE], work)
+
+
+def _check(run: Run, materials: Materials, name: str) -> None:
+    """Check a teacher, once, and go on only if nothing refuses it."""
+    stage = _gate_of(name)
+    gated = {"weights": run.record.models[name].weights_hash, "data": materials.store.fingerprint}
+    if stage not in run.record.stages:
+        run.stage(stage, gated, [], lambda: _gate(run, materials, name))
+    gate.refuse(run.record.gate, force=run.config.force)
+
+
+def _gate_of(name: str) -> str:
+    """Return the name of the stage that checks a teacher."""
+    return name.replace(chain.TEACHER, "gate")
 
 
 def _check_classes(run: Run, classes: tuple[str, ...], materials: Materials) -> None:
@@ -168,59 +235,69 @@ def _check_classes(run: Run, classes: tuple[str, ...], materials: Materials) -> 
     gate.refuse([finding], force=run.config.force)
 
 
-def _gate(run: Run, materials: Materials) -> None:
-    classifier = load(run, "teacher").to(materials.engine.device)
+def _gate(run: Run, materials: Materials, name: str) -> None:
+    classifier = load(run, name).to(materials.engine.device)
     val = materials.splits["val"]
     measured = metrics.measure(answers(classifier, val), val.labels.numpy(), materials.store.classes)
     counts = materials.store.counts()["val"]
-    run.record.gate = gate.examine(
+    found = gate.examine(
         val=measured,
         val_counts=list(counts.values()),
         teacher_classes=classifier.classes,
         data_classes=materials.store.classes,
         head=files.head(classifier),
     )
+    run.record.gate = found if name == chain.TEACHER else _among_others(run.record.gate, found, name)
+
+
+def _among_others(known: list[Finding], found: list[Finding], name: str) -> list[Finding]:
+    """Return what is known of all teachers of an ensemble, this one's part renewed."""
+    mark = f" of {name}"
+    own = [one.model_copy(update={"check": one.check + mark, "text": f"{name}: {one.text}"}) for one in found]
+    return [*(one for one in known if not one.check.endswith(mark)), *own]
 
 
 def _train(
     run: Run,
     materials: Materials,
-    objective: Distiller,
+    distiller: Distiller,
     network: Classifier,
-    name: str,
-    role: Role,
-    seed: int,
+    link: Link,
     config: TrainConfig,
     inputs: dict[str, Any],
     *,
     outputs: Callable[[int], Table] | None = None,
 ) -> None:
     initial = files.weights_fingerprint(network.net)
-    numerics = materials.choices["teacher" if role == "teacher" else "student"].numerics
-    place = run.folder / name / f"checkpoint-{run.key(inputs)}.safetensors"
+    numerics = materials.choice(link.name, link.role).numerics
+    place = run.folder / link.name / f"checkpoint-{run.key(inputs)}.safetensors"
     training = Training(
-        objective,
-        materials.epochs(config, outputs),
+        distiller,
+        materials.epochs(config, outputs, role=link.role),
         materials.splits["val"],
         config,
-        seed=seed,
+        seed=link.seed,
         engine=materials.engine,
         numerics=numerics,
         path=place,
         every=run.config.checkpoint_seconds,
         stop=run.stop,
         progress=run.progress,
-        task=name,
+        task=link.name,
     )
     if not materials.engine.is_alone and keeps_statistics_apart(network):
         run.warn(
             f"{network.architecture} normalises in a way of its own by the images of a batch: each process by its own "
             "images, so the weights differ from those of one process."
         )
+    if link == chain.student(run.config, run.config.seeds[0]):
+        suiting.measure(run, materials, distiller, network, training.data, numerics)
     fit = training.run()
+    distiller.release()
     if not materials.engine.is_main:
         return
-    _keep(run, materials, network, name, role, seed, fit, inputs, initial=initial)
+    trained = cast(Classifier, training.student)  # another one, where weights were spread over processes
+    _keep(run, materials, trained, link, fit, inputs, initial=initial)
     for checkpoint in place.parent.glob("checkpoint-*.safetensors"):  # others are of images that have changed since
         checkpoint.unlink(missing_ok=True)
 
@@ -229,34 +306,33 @@ def _keep(
     run: Run,
     materials: Materials,
     network: Classifier,
-    name: str,
-    role: Role,
-    seed: int | None,
+    link: Link,
     fit: Fit | None,
     inputs: dict[str, Any],
     *,
     initial: str = "",
 ) -> None:
-    """Save a model and note it in the record."""
+    """Save a model and note it in the record; without a `fit`, it was trained elsewhere."""
+    seed = link.seed if fit else None
     best = fit.epochs[fit.best_epoch - 1] if fit else None
     card = files.save(
         network.to("cpu"),
-        run.folder / name / WEIGHTS,
-        role=role,
+        run.folder / link.name / WEIGHTS,
+        role=link.role,
         seed=seed,
         metrics={"val_accuracy": best.val_accuracy, "val_nll": best.val_nll} if best else {},
         provenance={"inputs": run.key(inputs), "data": materials.store.fingerprint, "run": run.record.name},
     )
-    choice = materials.choices["teacher" if role == "teacher" else "student"]
-    run.record.models[name] = Trained(
-        role=role,
+    run.record.models[link.name] = Trained(
+        role=link.role,
         seed=seed,
         architecture=network.architecture,
-        weights=f"{name}/{WEIGHTS}",
+        weights=f"{link.name}/{WEIGHTS}",
         weights_hash=card.weights,
         initial=initial,
         best_epoch=fit.best_epoch if fit else None,
         epochs=fit.epochs if fit else [],
         seconds=fit.seconds if fit else 0.0,
-        precision=str(choice.numerics),
+        precision=str(materials.choice(link.name, link.role).numerics),
+        taught_by=link.teacher,
     )

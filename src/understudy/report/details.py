@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 import yaml
 
-from understudy.record import DataSummary, Environment, Export, Kept, Objective, Record, Trained
+from understudy.record import DataSummary, Environment, Export, Record, Role, Trained
 from understudy.report import numbers, roles
 from understudy.report.markup import Child, Html, tag
 from understudy.report.overview import section
@@ -66,54 +67,9 @@ def _counts(data: DataSummary, splits: list[str], names: list[str]) -> list[str]
     return [f"{sum(data.counts[split].get(name, 0) for name in names):,}" for split in splits]
 
 
-def objective_section(record: Record) -> Html | None:
-    """Build the objective in words and as an equation; None where there is none."""
-    objective = record.objective
-    if objective is None:
-        return None
-    equation = tag("p", {"class": "equation"}, numbers.tied(_equation(objective)))
-    softened = f"softened at T = {objective.temperature:g}, with weight {objective.kd_weight:g}"
-    words = (
-        f"Method {objective.method}. The student learns from the labels with weight {objective.ce_weight:g} and from "
-        f"the teacher's probabilities, {softened}. Softening makes gradients smaller by about T², which the factor "
-        "T² undoes."
-    )
-    effective = (
-        f"Effective weight on KL(teacher ‖ student), averaged over the batch: {objective.effective_kd_weight:g}, T² "
-        "included. Compare this number with the weights of other systems."
-    )
-    return section(
-        "What the student learned from",
-        equation,
-        tag("p", None, numbers.tied(words)),
-        tag("p", {"class": "aside"}, effective),
-        tag("p", None, _outputs(record.outputs)) if record.outputs else None,
-    )
-
-
-def _outputs(kept: Kept) -> str:
-    """Say what the teacher cost."""
-    asked = kept.views * kept.images
-    found = asked - min(kept.computed, asked)
-    largest = f", the {kept.top} largest logits of each answer," if kept.top else ""
-    before = f" {found:,} of them had been kept before." if found else ""
-    views = "one view" if kept.views == 1 else f"{kept.views} views"
-    return (
-        f"The teacher answered once for all students: {asked:,} answers, for {views} of {kept.images:,} images, "
-        f"kept in {numbers.size(kept.bytes)}{largest} and computed in {kept.seconds:.0f} s.{before}"
-    )
-
-
-def _equation(objective: Objective) -> str:
-    return (
-        f"loss = {objective.ce_weight:g} × cross-entropy(labels) "
-        f"+ {objective.kd_weight:g} × {objective.temperature:g}² × KL(teacher ‖ student; T = {objective.temperature:g})"
-    )
-
-
 def provenance_section(record: Record) -> Html:
     """Build the collapsed parts: method of the verdict, gate, models, times, environment, configuration."""
-    parts = [_method(record), _gate(record), _folded_models(record), _stages(record)]
+    parts = [_method(record), _gate(record), _suitability(record), _folded_models(record), _stages(record)]
     parts += [_environment(record.environment) if record.environment else None, _config(record)]
     return section("How this came about", *parts)
 
@@ -142,6 +98,14 @@ def _gate(record: Record) -> Html | None:
     return _folded("How the teacher was checked", table)
 
 
+def _suitability(record: Record) -> Html | None:
+    if not record.suitability:
+        return None
+    rows = [["passed" if one.ok else one.severity, one.check, one.text] for one in record.suitability]
+    table = _table(("Result", "Check", "Finding"), rows, "Checks of the methods", style="words")
+    return _folded("How the methods were checked", table)
+
+
 def models_section(record: Record) -> Html | None:
     """Build the table of all trained models for a run without its final table; None where there is one."""
     table = None if record.summary else _models(record)
@@ -155,7 +119,7 @@ def _folded_models(record: Record) -> Html | None:
 
 def _models(record: Record) -> Html | None:
     heads = ("Model", "Seed", "Best epoch", "Val", "Test", "Time", "Precision", "Hash of the weights")
-    trained = [model for role in roles.roles(record) for model in roles.models(record, role)]
+    trained = [model for role in get_args(Role) for model in roles.models(record, role)]
     names = {id(model): name for name, model in record.models.items()}
     rows = [_model(names[id(model)], model) for model in trained]
     return _table(heads, rows, "Trained models") if rows else None

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from understudy import storage
 from understudy.record import ROLES, Record
-from understudy.report import details, overview
+from understudy.report import details, objective, overview
+from understudy.report.chain import chain_section
 from understudy.report.examples import examples_view, usable_examples
 from understudy.report.figures import curve_panels, reliability_panels
 from understudy.report.markup import Html, csp_hash, join, tag
@@ -40,6 +41,7 @@ def _sections(record: Record) -> list[Html | None]:
         overview.header(record),
         overview.verdict_section(record),
         overview.table_section(record),
+        chain_section(record),
         details.models_section(record),
         overview.notes_section(record),
         sweep_section(record),
@@ -50,7 +52,7 @@ def _sections(record: Record) -> list[Html | None]:
         _dark_knowledge(record),
         details.export_section(record),
         details.data_section(record),
-        details.objective_section(record),
+        objective.objective_section(record),
         details.provenance_section(record),
         _footer(record),
     ]

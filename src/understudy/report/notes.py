@@ -48,7 +48,7 @@ def export_line(export: Export) -> str:
 
 
 def _doubts(record: Record) -> list[Finding]:
-    return [finding for finding in record.gate if not finding.ok]
+    return [finding for finding in (*record.gate, *record.suitability) if not finding.ok]
 
 
 def _of_finding(finding: Finding) -> Note:

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from understudy.record import Record, Sweep, SweepCell
-from understudy.report import numbers, sweep
+from understudy.report import compare, numbers, sweep
+from understudy.report.chain import chain_line
 from understudy.report.notes import Note, export_line, notes, status_notes
 from understudy.report.tables import Measure, Row, final_table, measures
 
@@ -25,9 +26,10 @@ SHORT = {"teacher": "Teacher", "baseline": "Alone", "student": "Distilled"}
 
 def terminal(record: Record, *, report: Path | None = None) -> RenderableType:
     """Return what a terminal shows of a run: the table, the verdict, the notes and where the report lies."""
-    parts: list[RenderableType] = _sweep(record.sweep) if record.sweep and record.sweep.cells else []
+    parts: list[RenderableType] = _sweep(record, record.sweep) if record.sweep and record.sweep.cells else []
     parts += [_table(final_table(record)) if record.summary else _so_far(record), Text()]
     parts += [_verdict(record), Text()] if record.verdict else []
+    parts += [_line("Taught   ", line), Text()] if (line := chain_line(record)) else []
     parts += [_note(note) for note in [*status_notes(record), *notes(record)]]
     parts += [_line("Exported ", export_line(export)) for export in record.exports]
     parts += [_line("Report   ", str(report))] if report else []
@@ -62,8 +64,10 @@ def _so_far(record: Record) -> Table:
     return table
 
 
-def _sweep(found: Sweep) -> list[RenderableType]:
-    """Return a table of alpha by temperature for each combination of the rest, or the list of the best cells."""
+def _sweep(record: Record, found: Sweep) -> list[RenderableType]:
+    """Return the methods compared, or tables of alpha by temperature, or the list of the best cells."""
+    if compare.compares_methods(found):
+        return [compare.terminal(record, found), Text()]
     tables = [_grid(grid, found) for grid in sweep.grids(found)] or [_ranking(found)]
     words = [Text(plain(text)) for text in sweep.sentences(found)]
     return [*(part for table in tables for part in (table, Text())), *words, Text()]

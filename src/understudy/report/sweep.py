@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from understudy.record import Interval, Record, Sweep, SweepCell
-from understudy.report import numbers, svg
+from understudy.report import compare, numbers, svg
 from understudy.report.markup import Html, join, tag
 from understudy.report.overview import section
 from understudy.report.perclass import SHADES, scrolling
@@ -141,6 +141,11 @@ def sweep_section(record: Record) -> Html | None:
     sweep = record.sweep
     if sweep is None or not sweep.cells:
         return None
+    if compare.compares_methods(sweep):
+        found = chosen(sweep)
+        told = [_compared(sweep), *([_choice(sweep, found)] if found else [])]
+        paragraphs = [tag("p", None, numbers.tied(text)) for text in told]
+        return section("The methods compared", *paragraphs, *compare.html(record, sweep))
     words = [tag("p", None, text) for text in sentences(sweep)]
     maps = [_figure(grid, sweep) for grid in grids(sweep)]
     table = _table(sweep)

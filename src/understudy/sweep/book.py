@@ -6,9 +6,11 @@ Imported by `search.py` and `stages.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 
 import numpy as np
 
+from understudy.pipeline import objective
 from understudy.pipeline.folder import Run
 from understudy.record import Sweep, SweepCell
 from understudy.sweep import table
@@ -135,6 +137,8 @@ class Book:
         good = {str(seed): outcome for seed, outcome in found.items() if not outcome.failure}
         row.accuracy = {seed: outcome.accuracy for seed, outcome in good.items()}
         row.nll = {seed: outcome.nll for seed, outcome in good.items()}
+        epochs = [epoch.seconds for outcome in good.values() if outcome.trained for epoch in outcome.trained.epochs]
+        row.epoch_seconds = median(epochs) if epochs else None
         row.failure = next((outcome.failure for outcome in found.values() if outcome.failure), None)
         if row.failure:
             row.status = "failed"
@@ -168,8 +172,8 @@ def _row(cell: Cell, asked: bool) -> SweepCell:
         student=cell.student,
         lr=cell.lr,
         method=distill.method,
-        temperature=distill.temperature,
-        ce_weight=distill.ce_weight,
-        kd_weight=distill.kd_weight,
+        temperature=objective.temperature(distill),
+        ce_weight=objective.strength(distill.ce_weight),
+        kd_weight=objective.strength(distill.kd_weight),
         asked=asked,
     )

@@ -9,9 +9,10 @@ import itertools
 import re
 from dataclasses import dataclass
 
-from understudy.config import DistillConfig, RunConfig, SweepConfig, TrainConfig
+from understudy.config import DistillConfig, RunConfig, SweepConfig, Temperature, TrainConfig, Weight
 from understudy.distillation import methods
 from understudy.errors import ConfigError
+from understudy.pipeline import objective
 from understudy.record import Role
 from understudy.storage import fingerprint
 
@@ -29,7 +30,7 @@ class Cell:
     @property
     def role(self) -> Role:
         """What its students are: without the teacher's term, the student alone, whatever method and temperature."""
-        return "student" if self.distill.kd_weight else "baseline"
+        return "student" if objective.strength(self.distill.kd_weight) else "baseline"
 
     @property
     def alone(self) -> Cell:
@@ -40,10 +41,12 @@ class Cell:
     def key(self) -> str:
         """Name of what is trained, fit for a folder; the same for cells whose students are the same."""
         cell = self if self.role == "student" else self.alone
-        values = [cell.student, cell.lr, cell.distill.model_dump(mode="json")]
+        told = cell.distill.model_dump(mode="json", exclude={"assistants", "generations"})  # a sweep has none
+        values = [cell.student, cell.lr, told]
         readable = "alone"
         if cell.role == "student":
-            readable = f"{cell.distill.method}-{cell.distill.kd_weight:g}-t{cell.distill.temperature:g}"
+            weight, heat = objective.strength(cell.distill.kd_weight), objective.temperature(cell.distill)
+            readable = f"{cell.distill.method}-{weight:g}-t{heat:g}"
         return f"{re.sub(r'[^a-z0-9.-]', '_', readable)}-{fingerprint(values)[:8]}"
 
     def configure(self, config: RunConfig) -> RunConfig:
@@ -57,17 +60,21 @@ class Cell:
 class Space:
     """The values that each setting may take; a setting that is not varied has one."""
 
-    weights: tuple[tuple[float, float], ...]
+    base: DistillConfig
+    weights: tuple[tuple[Weight, Weight], ...]
     """(ce_weight, kd_weight)."""
-    temperatures: tuple[float, ...]
+    temperatures: tuple[Temperature | None, ...]
     methods: tuple[str, ...]
     lrs: tuple[float, ...]
     students: tuple[str, ...]
 
-    def cell(self, weights: tuple[float, float], temperature: float, method: str, lr: float, student: str) -> Cell:
+    def cell(
+        self, weights: tuple[Weight, Weight], temperature: Temperature | None, method: str, lr: float, student: str
+    ) -> Cell:
         """Return the cell of some values, of this space or between them."""
-        distill = DistillConfig(method=method, temperature=temperature, ce_weight=weights[0], kd_weight=weights[1])
-        return Cell(distill, lr, student)
+        values = {"method": method, "temperature": temperature, "ce_weight": weights[0], "kd_weight": weights[1]}
+        terms = self.base.terms if method == self.base.method else ()
+        return Cell(self.base.model_copy(update={**values, "terms": terms}), lr, student)
 
     def grid(self) -> list[Cell]:
         """Return all combinations, each once."""
@@ -88,6 +95,7 @@ def space(config: RunConfig, asked: SweepConfig) -> Space:
     """
     base = config.distill
     found = Space(
+        base=base,
         weights=tuple((1 - alpha, alpha) for alpha in asked.alpha) or ((base.ce_weight, base.kd_weight),),
         temperatures=asked.temperature or (base.temperature,),
         methods=asked.method or (base.method,),
@@ -95,7 +103,7 @@ def space(config: RunConfig, asked: SweepConfig) -> Space:
         students=asked.student or (config.student.model,),
     )
     for method in found.methods:
-        methods.find(method)
-    if not any(kd_weight for _, kd_weight in found.weights):
+        methods.split(method)
+    if not any(objective.strength(kd_weight) for _, kd_weight in found.weights):
         raise ConfigError("No cell of this sweep would learn from the teacher; give an alpha above 0.")
     return found

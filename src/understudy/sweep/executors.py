@@ -18,7 +18,8 @@ from types import TracebackType
 from typing import IO, Protocol, Self
 
 from understudy.errors import Interrupted, RunError
-from understudy.sweep.trials import Outcome, Reply, Trial, carry_out, forget, outcome_of
+from understudy.sweep.stacks import Stacks
+from understudy.sweep.trials import Outcome, Reply, Trial, forget, outcome_of
 
 Stop = Callable[[], bool]
 Tell = Callable[[str, float], None]
@@ -50,10 +51,16 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """Trials one after another in this process."""
+    """Trials one after another in this process, or several at once where `stacks` says so.
 
-    def __init__(self, *, stop: Stop, tell: Tell) -> None:
-        self._stop, self._tell = stop, tell
+    Args:
+        stacks: groups trials, and carries out each group.
+        stop: asked after each step.
+        tell: told how far trials are.
+    """
+
+    def __init__(self, stacks: Stacks, *, stop: Stop, tell: Tell) -> None:
+        self._stacks, self._stop, self._tell = stacks, stop, tell
 
     def __enter__(self) -> Self:
         return self
@@ -64,14 +71,15 @@ class InProcess:
         forget()
 
     def __str__(self) -> str:
-        return "one process"
+        together = self._stacks.largest
+        return "one process" if together == 1 else f"one process, up to {together} students together"
 
     def run(self, trials: Iterable[Trial]) -> Iterator[Outcome]:
-        """Yield the outcomes in the order of the trials; as for `Executor`."""
-        for trial in trials:
+        """Yield the outcomes group by group; as for `Executor`."""
+        for group in self._stacks.groups(trials):
             if self._stop():
                 raise Interrupted
-            yield carry_out(trial, self._stop, self._share)
+            yield from self._stacks.carry_out(group, self._stop, self._share)
 
     def _share(self, task: str, /, *, done: int, total: int, note: str = "") -> None:
         self._tell(task, done / max(total, 1))

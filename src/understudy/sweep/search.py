@@ -6,9 +6,10 @@ trials run, and a sweep that was killed is gone through again from the start, fi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from understudy.config import SweepConfig
+from understudy.config import SweepConfig, Weight
 from understudy.errors import ConfigError
 from understudy.sweep.book import Book
 from understudy.sweep.cells import Cell, Space
@@ -73,7 +74,7 @@ def _round(study: Any, asked: list[tuple[Any, Cell]], book: Book, executor: Exec
             study.tell(trial, state=TrialState.FAIL)
             continue
         trial.report(value, 0)
-        if others and cell.distill.kd_weight and trial.should_prune():
+        if others and cell.role == "student" and trial.should_prune():
             book.prune(cell, len(others))
             study.tell(trial, state=TrialState.PRUNED)
         else:
@@ -86,21 +87,23 @@ def _round(study: Any, asked: list[tuple[Any, Cell]], book: Book, executor: Exec
 
 def _draw(trial: Any, space: Space) -> Cell:
     """Return the cell that a trial of Optuna asks for; a setting with one value is not asked about."""
-    temperature = _between(trial, "temperature", space.temperatures)
+    given = space.temperatures[0]
+    heats = [heat for heat in space.temperatures if isinstance(heat, float)]
+    temperature = _between(trial, "temperature", heats) if len(heats) > 1 else given
     method = trial.suggest_categorical("method", space.methods) if len(space.methods) > 1 else space.methods[0]
     student = trial.suggest_categorical("student", space.students) if len(space.students) > 1 else space.students[0]
     return space.cell(_weights(trial, space), temperature, method, _between(trial, "lr", space.lrs), student)
 
 
-def _weights(trial: Any, space: Space) -> tuple[float, float]:
-    shares = [kd_weight for _, kd_weight in space.weights]
+def _weights(trial: Any, space: Space) -> tuple[Weight, Weight]:
+    shares = [kd_weight for _, kd_weight in space.weights if isinstance(kd_weight, float)]
     if len(shares) < 2:
         return space.weights[0]
     alpha = round(trial.suggest_float("alpha", min(shares), max(shares)), _DIGITS)
     return 1 - alpha, alpha
 
 
-def _between(trial: Any, name: str, values: tuple[float, ...]) -> float:
+def _between(trial: Any, name: str, values: Sequence[float]) -> float:
     if len(set(values)) < 2:
         return values[0]
     return float(f"{trial.suggest_float(name, min(values), max(values), log=True):.{_DIGITS}g}")

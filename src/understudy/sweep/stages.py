@@ -7,27 +7,27 @@ that follows, evaluation on the test split first, is the same as for one objecti
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
 
 from understudy.config import SweepConfig
-from understudy.distillation import methods
 from understudy.errors import RunError
 from understudy.launch import launched
 from understudy.models import files
-from understudy.pipeline import exporting, judge, teaching, trainings
+from understudy.pipeline import exporting, judge, objective, teaching, trainings
 from understudy.pipeline.folder import Run
 from understudy.pipeline.materials import Materials, gather
 from understudy.pipeline.plan import Plan
 from understudy.pipeline.stages import note_memory
-from understudy.record import Objective, Sweep
+from understudy.record import Sweep
 from understudy.storage import atomic_path
-from understudy.sweep import cluster, search
+from understudy.sweep import cluster, fitting, search
 from understudy.sweep.book import Book
 from understudy.sweep.cells import Cell, space
 from understudy.sweep.executors import Executor, InProcess, LocalProcesses
+from understudy.sweep.stacks import Stacks
 from understudy.sweep.workshop import Workshop
 
 _FILES = (trainings.WEIGHTS, str(files.card_path(Path(trainings.WEIGHTS))))
@@ -52,13 +52,23 @@ def sweep(run: Run, announce: Callable[[Plan], None] = lambda plan: None) -> Non
     student = run.config.student.model_copy(update={"model": found.students[0]})
     run.config = run.config.model_copy(update={"student": student})
     materials = gather(run)
-    shop = Workshop(run, materials, found, asked)
+    refused = fitting.refusals(run, materials, found)
+    asked = _without(run, asked, refused)
+    shop = Workshop(run, materials, space(run.config, asked), asked)
     announce(shop.plan())
     trainings.teacher(run, materials)
+    fitting.note(run, refused)
     run.stage("search", shop.inputs(), _outputs(run), lambda: _search(run, materials, shop))
     judge.evaluate(run, materials)
     exporting.export(run, materials)
     note_memory(run)
+
+
+def _without(run: Run, asked: SweepConfig, refused: Collection[str]) -> SweepConfig:
+    """Leave out the methods that do not suit; the record keeps what was asked for."""
+    left = asked.model_copy(update={"method": tuple(name for name in asked.method if name not in refused)})
+    run.config = run.config.model_copy(update={"sweep": left})
+    return left
 
 
 def _need_libraries(asked: SweepConfig) -> None:
@@ -80,6 +90,7 @@ def _search(run: Run, materials: Materials, shop: Workshop) -> None:
         with _executor(run, shop, book) as executor:
             run.record.sweep.executor = str(executor)
             chosen, alone = _find(shop, book, executor)
+            run.record.sweep.executor = str(executor)  # which knows by now what it did
     finally:
         torch.set_num_threads(threads)
     for seed in book.seeds:
@@ -94,7 +105,7 @@ def _executor(run: Run, shop: Workshop, book: Book) -> Executor:
         gpu, flag = shop.device.type == "cuda", cells / "stop"
         return cluster.RayTrials(shop.asked.ray, threads=shop.threads or 1, gpu=gpu, stop=run.stop, flag=flag)
     if shop.workers == 1:
-        return InProcess(stop=run.stop, tell=book.tell)
+        return InProcess(Stacks(shop.asked.stacked, shop.device, run.log), stop=run.stop, tell=book.tell)
     log = cells / "log.txt"
     return LocalProcesses(shop.workers, threads=shop.threads or 1, stop=run.stop, tell=book.tell, log=log)
 
@@ -129,14 +140,6 @@ def _adopt(run: Run, book: Book, cell: Cell, role: str, seed: int) -> None:
 
 
 def _note_choice(run: Run, found: Sweep, chosen: Cell) -> None:
-    distill = chosen.distill
-    method = methods.find(distill.method)
-    run.record.objective = Objective(
-        method=method.name,
-        temperature=distill.temperature,
-        ce_weight=distill.ce_weight,
-        kd_weight=distill.kd_weight,
-        effective_kd_weight=method.effective_weight(distill.kd_weight, distill.temperature),
-    )
+    run.record.objective = objective.note(chosen.distill)
     if run.record.environment is not None:
         run.record.environment.precision["student"] = found.precision[chosen.student]

@@ -113,27 +113,40 @@ def carry_out(trial: Trial, stop: Callable[[], bool] = lambda: False, progress: 
     known = finished(trial)
     if known is not None:
         return known
+    run = run_of(trial, stop, progress)
+    materials = materials_of(run)
+    train = trainings.student if trial.role == "student" else trainings.baseline
+    try:
+        train(run, materials, trial.seed, name=trial.name)
+    except TrainingError as error:
+        return keep(trial, run, failure=str(error))
+    return keep(trial, run)
+
+
+def run_of(trial: Trial, stop: Callable[[], bool], progress: Progress) -> QuietRun:
+    """Return the run as a trial sees it.
+
+    Raises:
+        RunError: this machine does not see its folder.
+    """
     if not trial.folder.is_dir():
         raise RunError(
             f"A machine that carries out trials does not see {trial.folder}. A sweep on several machines needs a run "
             "folder and a cache (UNDERSTUDY_CACHE) that all of them share."
         )
-    run = QuietRun(trial.folder, validate(trial.record.config), trial.record.model_copy(deep=True), progress, stop)
-    outcome = _train(trial, run, materials_of(run))
+    return QuietRun(trial.folder, validate(trial.record.config), trial.record.model_copy(deep=True), progress, stop)
+
+
+def keep(trial: Trial, run: Run, *, failure: str | None = None) -> Outcome:
+    """Write what a trial found, which ends it: the student that the run's record has under its name, or a failure."""
+    outcome = Outcome(key=trial.key, seed=trial.seed, inputs=trial.inputs, failure=failure)
+    if failure is None:
+        trained = run.record.models[trial.name]
+        best = trained.epochs[(trained.best_epoch or 1) - 1]
+        found = {"trained": trained, "accuracy": best.val_accuracy, "nll": best.val_nll}
+        outcome = outcome.model_copy(update=found)
     write_text(trial.place / FILE, outcome.model_dump_json(indent=1) + "\n")
     return outcome
-
-
-def _train(trial: Trial, run: Run, materials: Materials) -> Outcome:
-    train = trainings.student if trial.role == "student" else trainings.baseline
-    outcome = Outcome(key=trial.key, seed=trial.seed, inputs=trial.inputs)
-    try:
-        train(run, materials, trial.seed, name=trial.name)
-    except TrainingError as error:
-        return outcome.model_copy(update={"failure": str(error)})
-    trained = run.record.models[trial.name]
-    best = trained.epochs[(trained.best_epoch or 1) - 1]
-    return outcome.model_copy(update={"trained": trained, "accuracy": best.val_accuracy, "nll": best.val_nll})
 
 
 _kept: dict[str, Materials] = {}

@@ -58,7 +58,7 @@ class Workshop:
     def inputs(self) -> dict[str, Any]:
         """Return what the result of the search depends on."""
         record, config = self._run.record, self._run.config
-        left_out = {**_NO_MATTER, "sweep": {"workers", "ray"}}
+        left_out = {**_NO_MATTER, "sweep": {"workers", "ray", "stacked"}}
         return {
             "config": config.model_dump(mode="json", exclude=left_out),
             "seeds": list(config.seeds),
@@ -114,6 +114,7 @@ class Workshop:
         done = sum(1 for _ in self._run.folder.glob(f"cells/*/*/{FILE}"))
         cells = self.asked.trials or len(self.space.grid())
         many = "one at a time" if self.workers == 1 else f"{self.workers} at a time"
+        many = "together where possible" if self.asked.stacked == "always" else many
         where = f"on Ray ({self.asked.ray})" if self.asked.ray else many
         what = f"{cells} cells, {self.trainings} trainings of students, {where}" + (f"; {done} done" if done else "")
         return Step("search", what, max(self.trainings - done, 0) * self._each() / self.workers)
@@ -127,9 +128,9 @@ class Workshop:
 
     @cached_property
     def workers(self) -> int:
-        """How many trials at a time: what was asked for, or one for each core where that saves time."""
-        if self.asked.workers or self.device.type != "cpu":
-            return self.asked.workers or 1
+        """How many processes of trials: what was asked for, or one for each core where that saves time."""
+        if self._processes or self.device.type != "cpu":
+            return self._processes or 1
         fit = max(1, min(cores() // (self.threads or 1), self.trainings))
         saved = self.trainings * self._each() * (1 - 1 / fit)
         return fit if saved > _START_SECONDS else 1
@@ -140,7 +141,12 @@ class Workshop:
         kept = before.threads if before else None
         if config.threads or kept or self.device.type != "cpu":
             return config.threads or kept
-        return 1 if self.asked.ray else max(1, cores() // (self.asked.workers or min(cores(), self.trainings)))
+        return 1 if self.asked.ray else max(1, cores() // (self._processes or min(cores(), self.trainings)))
+
+    @property
+    def _processes(self) -> int | None:
+        """How many processes were asked for; students that are always trained together need one."""
+        return 1 if self.asked.stacked == "always" else self.asked.workers
 
     @cached_property
     def _scouts(self) -> dict[str, tuple[QuietRun, Materials]]:
