@@ -49,6 +49,10 @@ def slow_kd(student: Row, teacher: Row, temperature: float) -> float:
     return temperature**2 * divergence(softmax(teacher, temperature), softmax(student, temperature))
 
 
+def _slow_ttm(student: Row, teacher: Row, temperature: float) -> float:
+    return divergence(softmax(teacher, temperature), softmax(student))
+
+
 def _slow_reverse_kl(student: Row, teacher: Row, temperature: float) -> float:
     return temperature**2 * divergence(softmax(student, temperature), softmax(teacher, temperature))
 
@@ -204,6 +208,14 @@ CASES: list[Case] = [
         _draw_student_and_labels,
         each(partial(_slow_teacher_free, confidence=0.9, temperature=20.0)),
         teachers=0,
+        zero_at_equality=False,
+        ignores_shift=True,
+    ),
+    Case(
+        "ttm T=3",
+        partial(logits.ttm, temperature=3.0),
+        draw_logits,
+        each(partial(_slow_ttm, temperature=3.0)),
         zero_at_equality=False,
         ignores_shift=True,
     ),

@@ -78,6 +78,37 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) ->
     return temperature**2 * _divergence(log_p, log_q)
 
 
+def ttm(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
+    """Transformed teacher matching, per example: `kd` with a temperature on the teacher's side alone.
+
+    L_i = KL(softmax(t_i / T) || softmax(z_i)), z the student's logits and t the teacher's. No factor T^2: the student's
+    probabilities, and so the gradient q - p, are those at T = 1.
+
+    Args:
+        student_logits: z, [batch, classes], any floating dtype.
+        teacher_logits: t, same shape; no gradient flows into it.
+        temperature: T > 0, of the teacher; with 1 it is `kd`.
+
+    Returns:
+        float32 [batch], in nats; 0 where softmax(z_i) is the softened teacher's.
+
+    Raises:
+        ValueError: the shapes differ, or the temperature is not positive.
+
+    Example:
+        >>> import torch
+        >>> ttm(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 0.0]]), temperature=2.0)
+        tensor([0.])
+
+    Source:
+        Zheng, Yang, "Knowledge Distillation Based on Transformed Teacher Matching", 2024: the power transform of the
+        teacher's probabilities is a temperature. The number of the equation could not be checked.
+    """
+    student, teacher = checks.logits(student_logits, teacher_logits)
+    checks.positive_temperature(temperature)
+    return kd(student, teacher / temperature, temperature=1.0)
+
+
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
     """Divergence of the student from the teacher, the other way round than in `kd`, per example.
 

@@ -26,6 +26,15 @@ ROWS: tuple[Method, ...] = (
         parts=(Part(losses.logit_mse),),
     ),
     Method(
+        name="ttm",
+        summary="Match the teacher's softened probabilities with the student's own, unsoftened.",
+        equation="L = KL(softmax(t/T) || softmax(z))",
+        citation="Zheng, Yang, 2024, arXiv:2402.11148",
+        helps="With an overconfident teacher: the student learns to doubt, and its answers are calibrated as they are.",
+        parts=(Part(losses.ttm),),
+        temperature=4.0,
+    ),
+    Method(
         name="reverse_kl",
         summary="Match the teacher's likeliest classes and leave out what does not fit.",
         equation="L = T^2 KL(softmax(z/T) || softmax(t/T))",
