@@ -108,6 +108,21 @@ def test_half_precision_is_finite(method: str) -> None:
     assert all(torch.isfinite(p.grad).all() for p in objective.parameters() if p.grad is not None)
 
 
+def test_losses_are_taken_in_full_precision() -> None:
+    seen = []
+
+    def product(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        seen.append((student_logits.float() @ teacher_logits.float().T).dtype)
+        return student_logits.float().mean(1)
+
+    (hint,) = METHODS["hint"].terms()
+    for terms in ([Term("product", product)], [Term("product", product), hint]):
+        objective = Distiller(network(0, 6), network(1, 3), terms=terms, example=batch()["images"]).train()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            objective(**batch())
+    assert seen == [torch.float32, torch.float32]
+
+
 @every_method
 def test_traced_as_the_compiler_does_it_is_the_same(method: str) -> None:
     torch._dynamo.reset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Self
 
 import torch
@@ -204,8 +205,9 @@ class Distiller(nn.Module):
         if values["teacher_logits"] is not None:
             _same_classes(logits, values["teacher_logits"])
         if self._watch is None:
-            return logits, [(term, self._mean(term, _take(term, values))) for term in self.terms]
-        return logits, self._look_inside(self._watch, values, teacher_ran=ran)
+            with _in_full_precision(logits):
+                return logits, [(term, self._mean(term, _take(term, values))) for term in self.terms]
+        return logits, self._look_inside(self._watch, logits, values, teacher_ran=ran)
 
     def _ask_teacher(self, images: Tensor, values: dict[Input, Tensor | None]) -> bool:
         """Run the teacher where a term takes something of it that is not ready; tell whether it ran."""
@@ -215,17 +217,17 @@ class Distiller(nn.Module):
         return True
 
     def _look_inside(
-        self, watch: Watch, values: dict[Input, Tensor | None], *, teacher_ran: bool
+        self, watch: Watch, logits: Tensor, values: dict[Input, Tensor | None], *, teacher_ran: bool
     ) -> list[tuple[Term, Tensor]]:
         student, teacher = watch.student.take(), watch.teacher.take() if teacher_ran else {}
         values["student_embedding"] = watch.student.embedding(student)
         if values["positions"] is not None:
-            values["positions"] = values["positions"].to(values["student_logits"].device)  # type: ignore[union-attr]
+            values["positions"] = values["positions"].to(logits.device)
         if values["teacher_embedding"] is None:
             values["teacher_embedding"] = watch.teacher.embedding(teacher)
         found = [self._fitted(watch, term, values, student, teacher) for term in self.terms]
-        # only now, so that projectors run in the precision of the networks: losses are taken in full precision
-        with torch.autocast(values["student_logits"].device.type, enabled=False):  # type: ignore[union-attr]
+        # only now, so that projectors run in the precision of the networks
+        with _in_full_precision(logits):
             return [
                 (term, _sum([self._mean(term, one) for one in given], term.fade))
                 for term, given in zip(self.terms, found, strict=True)
@@ -259,6 +261,12 @@ class Distiller(nn.Module):
         if term.temperature is None:
             return term.loss(*given).mean()
         return term.loss(*given, temperature=at(term.temperature, self._progress)).mean()
+
+
+def _in_full_precision(logits: Tensor) -> AbstractContextManager[object]:
+    """Return the context of losses: products of matrices in half precision would spoil them."""
+    device = logits.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _sum(parts: list[Tensor], fade: float) -> Tensor:
