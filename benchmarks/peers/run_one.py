@@ -43,7 +43,9 @@ def fingerprint(network: nn.Module) -> dict[str, tuple[float, float]]:
     """Return two sums per tensor: buffers included, since a teacher in training mode moves those first."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     with torch.no_grad():
-        return {key: (float(one.double().sum()), float(one.double().square().sum())) for key, one in tensors.items()}
+        # in one order, whatever the layout in memory: a sum depends on it
+        flat = {key: one.double().contiguous().flatten() for key, one in tensors.items()}
+        return {key: (float(one.sum()), float(one.square().sum())) for key, one in flat.items()}
 
 
 def trust(nets: pairs.Nets, student: Any, teacher: Any, threads: int) -> dict[str, str]:
