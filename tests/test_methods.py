@@ -238,6 +238,8 @@ def test_a_product_with_a_schedule_is_a_schedule() -> None:
 def test_effective_weight_is_on_the_bare_divergence() -> None:
     (term,) = METHODS["kd"].terms(weight=0.5, temperature=4.0)
     assert term.effective_weight() == 8.0
+    (unscaled,) = METHODS["ttm"].terms(weight=0.5, temperature=4.0)
+    assert unscaled.effective_weight() == 0.5
     assert Term("mse", lambda z, t: (z - t) ** 2, weight=3.0).effective_weight() == 3.0
 
 

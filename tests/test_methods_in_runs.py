@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+import sample_record
 import small_runs
 from small_runs import stripes, weights
 from understudy import record as records
-from understudy.config import DistillConfig
+from understudy.config import DistillConfig, RunConfig
 from understudy.distillation import Schedule
 from understudy.errors import ConfigError
 from understudy.models import files
 from understudy.pipeline import objective
 from understudy.record import Record
+from understudy.report.objective import objective_section
 
 CLASSES = ("cat", "dog", "elk")
 
@@ -61,6 +63,19 @@ def test_terms_of_a_file_become_terms() -> None:
     assert [term.method for term in note.terms] == ["", "nkd", "kd", "attention"]
     assert note.terms[2].schedule == "1 for the first 50 % of training, then 0"
     assert note.terms[1].equation.startswith("L = -p_y log q_y")
+    heats = RunConfig.model_validate({"data": {"source": "x"}, "distill": given.model_dump()}).temperatures
+    assert heats == (3.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("term", "plain"),
+    [({}, True), ({"weight": 3.0}, False), ({"temperature": 2.0}, False), ({"standardize": True}, False)],
+)
+def test_the_page_shows_hintons_equation_for_nothing_else(term: dict[str, float], plain: bool) -> None:
+    given = DistillConfig.model_validate({"terms": [{"method": "kd", **term}]})
+    record = sample_record.sample_record().model_copy(update={"objective": objective.note(given)})
+    page = str(objective_section(record))
+    assert ("KL(teacher ‖ student; T" in page) is plain
 
 
 @pytest.mark.parametrize(

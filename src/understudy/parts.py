@@ -97,6 +97,8 @@ class TermNote(Part):
     temperature: float | None = None
     effective_weight: float
     """The weight on the bare divergence, T^2 included."""
+    standardized: bool = False
+    """Whether the logits of both networks are standardised first."""
     schedule: str = ""
     """How the weight changes, in words; empty where it does not."""
     gradient_norm: float | None = None

@@ -29,7 +29,7 @@ from understudy.progress import Progress, silent
 from understudy.record import Epoch
 from understudy.snapshot import Snapshots, State
 
-_EVALUATION_BATCH = {"cpu": 64, "cuda": 8192}  # a CPU's cache is soon full; a GPU takes what its memory holds
+EVALUATION_BATCH = {"cpu": 64, "cuda": 8192}  # a CPU's cache is soon full; a GPU takes what its memory holds
 _CHECK_EVERY = 32  # steps between looks at the loss: a look waits for the device
 _AGREE_EVERY = 16  # steps between looks where there are several processes: all look, and stop, at the same step
 _PROGRESS_SECONDS = 0.1
@@ -356,7 +356,7 @@ def answers(
     """
     layout = (numerics or Numerics()).layout
     training, fixed = network.training, batch is not None
-    batch = batch or _EVALUATION_BATCH.get(split.device.type, 64)
+    batch = batch or EVALUATION_BATCH.get(split.device.type, 64)
     network.eval()
     try:
         with torch.inference_mode():

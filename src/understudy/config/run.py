@@ -60,9 +60,9 @@ class RunConfig(Section):
     @property
     def temperatures(self) -> tuple[float, ...]:
         """All temperatures that students are taught with."""
-        given = self.distill.temperature
-        own = (given.start, given.end) if isinstance(given, ScheduleConfig) else (given or _USUAL_TEMPERATURE,)
-        return (*own, *(self.sweep.temperature if self.sweep else ()))
+        given = [self.distill.temperature or _USUAL_TEMPERATURE, *(term.temperature for term in self.distill.terms)]
+        ends = [(one.start, one.end) if isinstance(one, ScheduleConfig) else (one,) for one in given if one is not None]
+        return (*(end for pair in ends for end in pair), *(self.sweep.temperature if self.sweep else ()))
 
     @property
     def teacher_train(self) -> TrainConfig:

@@ -75,6 +75,10 @@ class Term:
     """Times the weight, for each pair from the deepest upwards; 0.5 halves it with each shallower pair."""
     before_activation: bool = False
     """Take maps as they are before the activation that ends the layer."""
+    squares_temperature: bool = True
+    """Whether the loss holds the factor T^2 that keeps the scale of the gradient."""
+    standardized: bool = False
+    """Whether the loss standardises the logits first."""
     method: str = ""
     """The row of the table that made it; empty for your own."""
 
@@ -99,8 +103,10 @@ class Term:
         return any(name.startswith("teacher_map") for name in self.takes)
 
     def effective_weight(self, progress: float = 0.0) -> float:
-        """Return the weight on the bare divergence, T^2 included, so that systems can be compared."""
-        temperature = 1.0 if self.temperature is None else at(self.temperature, progress)
+        """Return the weight on the bare divergence, with T^2 where the loss holds it: systems can be compared by it."""
+        temperature = 1.0
+        if self.temperature is not None and self.squares_temperature:
+            temperature = at(self.temperature, progress)
         return at(self.weight, progress) * temperature**2
 
 

@@ -110,5 +110,6 @@ def _note(term: Term) -> TermNote:
         weight=at(term.weight, 1.0),
         temperature=None if term.temperature is None else at(term.temperature, 1.0),
         effective_weight=term.effective_weight(1.0),
+        standardized=term.standardized,
         schedule=in_words(term.weight) if isinstance(term.weight, Schedule) else "",
     )

@@ -33,8 +33,13 @@ def objective_section(record: Record) -> Html | None:
 
 
 def _is_plain(objective: Objective) -> bool:
-    """Tell whether it is Hinton's alone, with constant weights; records of old name no terms."""
-    return objective.method == "kd" and not any(term.schedule for term in objective.terms)
+    """Tell whether it is Hinton's alone, as the equation has it; records of old name no terms."""
+    taught = [term for term in objective.terms if term.name != _LABELS]
+    as_usual = all(
+        (term.weight, term.temperature, term.standardized) == (objective.kd_weight, objective.temperature, False)
+        for term in taught
+    )
+    return objective.method == "kd" and as_usual and not any(term.schedule for term in objective.terms)
 
 
 def _equation(objective: Objective) -> str:
@@ -60,6 +65,7 @@ def _words(objective: Objective) -> list[str]:
     return [
         f"Method {objective.method}. Weights are those at the end of training.",
         *(f"{method}: {equation}." for method, equation in equations.items()),
+        *(f"{term.name} takes standardised logits." for term in objective.terms if term.standardized),
     ]
 
 

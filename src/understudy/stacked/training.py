@@ -26,10 +26,9 @@ from understudy.progress import Progress, silent
 from understudy.record import Epoch
 from understudy.stacked.objectives import Parts
 from understudy.stacked.stepper import Stepper, Student
-from understudy.train import Fit, learning_rate
+from understudy.train import EVALUATION_BATCH, Fit, learning_rate
 
 # as in train.py: where answers depend on the other images of a batch, these must be the same ones
-_EVALUATION_BATCH = {"cpu": 64, "cuda": 8192}
 _CHECK_EVERY = 32
 _PROGRESS_SECONDS = 0.1
 
@@ -246,7 +245,7 @@ class StackedTraining:
 
     def _judge(self) -> list[tuple[float, float]]:
         """Return accuracy and NLL of every student on the validation split; in float32, as many at once as fit."""
-        chunk, batch = len(self.students), _EVALUATION_BATCH.get(self.engine.device.type, 64)
+        chunk, batch = len(self.students), EVALUATION_BATCH.get(self.engine.device.type, 64)
         self.stepper.networks.train(False)
         while True:
             try:

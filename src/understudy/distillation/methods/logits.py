@@ -33,6 +33,7 @@ ROWS: tuple[Method, ...] = (
         helps="With an overconfident teacher: the student learns to doubt, and its answers are calibrated as they are.",
         parts=(Part(losses.ttm),),
         temperature=4.0,
+        squares_temperature=False,
     ),
     Method(
         name="reverse_kl",

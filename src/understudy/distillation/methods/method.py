@@ -52,6 +52,8 @@ class Method:
     """Keywords of the loss with the paper's values."""
     fewest_classes: int = 2
     """With fewer the loss says nothing."""
+    squares_temperature: bool = True
+    """Whether a loss that takes a temperature holds the factor T^2."""
     one_class: bool = False
     """Its loss is defined for one class of each image, so not for mixed images."""
     fewest_images: int = 1
@@ -118,6 +120,8 @@ class Method:
                 depth=part.depth,
                 fade=part.fade,
                 before_activation=part.before_activation,
+                squares_temperature=self.squares_temperature,
+                standardized=standardize,
                 method=self.name,
             )
             for part in self.parts
