@@ -1,11 +1,9 @@
-"""The cases of `test_keras.py`, run by it in a process for each backend: Keras fixes its own when it is imported."""
+"""Cases of `test_keras.py`: Keras' distiller with our losses, our own, and what is refused."""
 
 from __future__ import annotations
 
 import math
-import os
 import runpy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,230 +12,14 @@ import numpy as np
 import pytest
 import torch
 from keras import ops
-from sklearn.datasets import load_digits
 
+from keras_shared import BACKEND, CLASSES, Array, answers_of, batch, counted, digits, history, network
 from understudy import losses
 from understudy.errors import ConfigError, ModelError
 from understudy.integrations.keras import DKD, KD, AttentionTransfer, Distiller, Hint, LogitMSE
 
 # Keras' variables of the torch backend answer numpy 2 as numpy 1 wished
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
-BACKEND = keras.backend.backend()
-CLASSES = 10
-Array = np.ndarray
-
-
-def test_the_backend_is_the_one_asked_for() -> None:
-    assert os.environ["KERAS_BACKEND"] == BACKEND
-
-
-@keras.saving.register_keras_serializable()
-class Counted(keras.layers.Layer):
-    """Passes on what it is given, and notes in which mode."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.calls: list[bool] = []
-
-    def call(self, inputs: Any, training: bool = False) -> Any:
-        self.calls.append(bool(training))
-        return inputs
-
-
-def network(width: int = 4, *, classes: int = CLASSES, end: str | None = None, seed: int = 0) -> Any:
-    """Return a small CNN for images [8, 8, 1], with batch norm and a layer that counts."""
-    keras.utils.set_random_seed(seed)
-    return keras.Sequential(
-        [
-            keras.layers.Input((8, 8, 1)),
-            Counted(),
-            keras.layers.Conv2D(width, 3, strides=2, padding="same", name="first"),
-            keras.layers.BatchNormalization(),
-            keras.layers.LeakyReLU(negative_slope=0.2, name="act"),
-            keras.layers.Flatten(),
-            keras.layers.Dense(classes, activation=end, name="head"),
-        ]
-    )
-
-
-def counted(model: Any) -> list[bool]:
-    calls: list[bool] = next(layer for layer in model.layers if isinstance(layer, Counted)).calls
-    return calls
-
-
-def history(model: Any, *args: Any, **options: Any) -> dict[str, list[float]]:
-    """Fit, silently, and return the metrics of every epoch."""
-    logs = model.fit(*args, **options, verbose=0).history
-    return {name: [float(value) for value in values] for name, values in logs.items()}
-
-
-def answers_of(model: Any, images: Array) -> Array:
-    """Return what a model answers; quicker than `predict`, which compiles."""
-    return np.asarray(ops.convert_to_numpy(model(images, training=False)))
-
-
-def batch(size: int = 16, seed: int = 0) -> tuple[Array, Array]:
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(size, 8, 8, 1)).astype("float32"), rng.integers(CLASSES, size=size)
-
-
-def digits() -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    images, labels = load_digits(return_X_y=True)
-    images = (images / 16).reshape(-1, 8, 8, 1).astype("float32")
-    return (images[:640], labels[:640]), (images[640:960], labels[640:960])
-
-
-def logits(seed: int = 0, scale: float = 3.0) -> tuple[Array, Array, Array]:
-    """Return the student's and the teacher's logits [7, 5], and labels [7]."""
-    rng = np.random.default_rng(seed)
-    student, teacher = scale * rng.normal(size=(2, 7, 5)).astype("float32")
-    return student, teacher, rng.integers(5, size=7)
-
-
-def maps() -> tuple[Array, Array]:
-    """Return the student's and the teacher's maps [7, 4, 3, channels], as Keras has them."""
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(7, 4, 3, 6)).astype("float32"), rng.normal(size=(7, 4, 3, 5)).astype("float32")
-
-
-def channels_first(array: Array) -> torch.Tensor:
-    return torch.tensor(array).permute(0, 3, 1, 2)
-
-
-def value_and_gradient(function: Callable[[Any], Any], at: Array) -> tuple[float, Array]:
-    """Return a scalar function of the backend's tensors and its gradient."""
-    if BACKEND == "jax":
-        import jax
-
-        value, gradient = jax.value_and_grad(function)(ops.convert_to_tensor(at))
-        return float(value), np.asarray(gradient)
-    leaf = torch.tensor(at, requires_grad=True)
-    value = function(leaf)
-    value.backward()
-    assert leaf.grad is not None
-    return float(value.detach()), leaf.grad.numpy()
-
-
-def ours(function: Callable[[torch.Tensor], torch.Tensor], at: Array) -> tuple[float, Array]:
-    """Return the mean of a loss of `understudy.losses` and its gradient."""
-    leaf = torch.tensor(at, requires_grad=True)
-    value = function(leaf).mean()
-    value.backward()
-    assert leaf.grad is not None
-    return float(value.detach()), leaf.grad.numpy()
-
-
-def agree(found: tuple[float, Array], expected: tuple[float, Array]) -> None:
-    assert found[0] == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
-    np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-6)
-
-
-# --- losses ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scale", [1.0, 3.0, 30.0])
-@pytest.mark.parametrize("temperature", [1.0, 4.0, 10.0])
-def test_kd_is_ours(temperature: float, scale: float) -> None:
-    student, teacher, _ = logits(scale=scale)
-    found = value_and_gradient(lambda z: KD(temperature).compute_loss(ops.array(teacher), z), student)
-    agree(found, ours(lambda z: losses.kd(z, torch.tensor(teacher), temperature=temperature), student))
-
-
-def test_logit_mse_is_ours() -> None:
-    student, teacher, _ = logits()
-    found = value_and_gradient(lambda z: LogitMSE().compute_loss(ops.array(teacher), z), student)
-    agree(found, ours(lambda z: losses.logit_mse(z, torch.tensor(teacher)), student))
-
-
-@pytest.mark.parametrize("shape", [(7,), (7, 1)])
-@pytest.mark.parametrize("scale", [1.0, 10.0])
-def test_dkd_is_ours(scale: float, shape: tuple[int, ...]) -> None:
-    student, teacher, labels = logits(scale=scale)
-    loss, known = DKD(2.0, alpha=1.5, beta=6.0), ops.array(labels.reshape(shape))
-    found = value_and_gradient(lambda z: loss.compute_loss(ops.array(teacher), z, labels=known), student)
-    given = torch.tensor(teacher), torch.tensor(labels)
-    agree(found, ours(lambda z: losses.dkd(z, *given, temperature=2.0, alpha=1.5, beta=6.0), student))
-
-
-def test_attention_is_ours_and_bears_dead_maps() -> None:
-    student, teacher = maps()
-    student[0] = 0.0
-    found = value_and_gradient(lambda f: AttentionTransfer("t", "s").compute_loss(ops.array(teacher), f), student)
-    value, gradient = ours(lambda f: losses.attention(f.permute(0, 3, 1, 2), channels_first(teacher)), student)
-    agree(found, (value, gradient))
-    first = AttentionTransfer("t", "s", data_format="channels_first")
-    moved = [ops.array(np.moveaxis(array, 3, 1)) for array in (teacher, student)]
-    assert float(first.compute_loss(*moved)) == pytest.approx(value, rel=1e-5)
-
-
-def test_a_hint_is_ours_after_its_projector() -> None:
-    student, teacher = network(6), network(9, seed=1)
-    hint = Hint("act", "first")
-    Distiller(teacher, student, hint)
-    kernel, bias = (torch.tensor(ops.convert_to_numpy(variable)) for variable in hint.projector.trainable_variables)
-    features = np.random.default_rng(0).normal(size=(3, 4, 4, 6)).astype("float32")
-    goal = np.random.default_rng(1).normal(size=(3, 4, 4, 9)).astype("float32")
-    projected = torch.nn.functional.conv2d(channels_first(features), kernel.permute(3, 2, 0, 1), bias)
-    found = ops.convert_to_numpy(hint.compute_loss(ops.array(goal), ops.array(features)))
-    assert float(found) == pytest.approx(float(losses.hint(projected, channels_first(goal)).mean()), rel=1e-5)
-
-
-def test_half_precision_does_not_underflow() -> None:
-    student, teacher = (array.astype("float16") for array in logits(scale=30.0)[:2])
-    found = float(KD(1.0).compute_loss(ops.array(teacher), ops.array(student)))
-    expected = losses.kd(torch.tensor(student), torch.tensor(teacher), temperature=1.0).mean()
-    assert found == pytest.approx(float(expected), rel=1e-5)
-
-
-# --- the fault of Keras' default -------------------------------------------------------------------------------------
-
-TEACHER = np.array([[2.0, 1.0, -1.0], [0.5, -2.0, 3.0]], "float32")
-STUDENT = np.array([[1.0, 0.0, 0.0], [-1.0, 1.0, 2.0]], "float32")
-
-
-def by_keras(student: Array, loss: Any = "kl_divergence") -> float:
-    distillation = keras.distillation.LogitsDistillation(temperature=3.0, loss=loss)
-    return float(distillation.compute_loss(ops.array(TEACHER), ops.array(student)))
-
-
-def without_softmax(student: Array) -> float:
-    """Return the divergence of logits / 3 taken for probabilities: clipped, no softmax, no T^2."""
-    p, q = (np.clip(array.astype("float64") / 3, 1e-7, 1) for array in (TEACHER, student))
-    return float((p * np.log(p / q)).sum(1).mean())
-
-
-def softened_divergence(student: Array) -> float:
-    """Return 9 KL(softmax(t / 3) || softmax(z / 3)), the mean over the batch, by hand."""
-    p, q = (np.exp(array.astype("float64") / 3) for array in (TEACHER, student))
-    p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
-    return float(9 * (p * np.log(p / q)).sum(1).mean())
-
-
-def test_the_default_of_keras_takes_logits_for_probabilities() -> None:
-    assert by_keras(STUDENT) == pytest.approx(4.13089, rel=1e-4)
-    assert by_keras(STUDENT) == pytest.approx(without_softmax(STUDENT), rel=1e-4)
-    assert float(KD(3.0).compute_loss(ops.array(TEACHER), ops.array(STUDENT))) == pytest.approx(0.793880, rel=1e-4)
-    assert softened_divergence(STUDENT) == pytest.approx(0.793880, rel=1e-4)
-
-
-def test_the_default_of_keras_prefers_a_student_that_knows_nothing() -> None:
-    nothing = np.full((2, 3), 3.0, "float32")  # all classes alike
-    assert by_keras(nothing) < by_keras(TEACHER) == 0.0
-    assert float(KD(3.0).compute_loss(ops.array(TEACHER), ops.array(nothing))) > 0.5
-
-
-def test_the_default_of_keras_changes_with_a_constant_and_ignores_negative_logits() -> None:
-    assert abs(by_keras(STUDENT + 5.0) - by_keras(STUDENT)) > 1.0
-    function = keras.distillation.LogitsDistillation().compute_loss
-    _, gradient = value_and_gradient(lambda z: function(ops.array(TEACHER), z), STUDENT)
-    assert gradient[1, 0] == 0.0  # the student's -1, where the teacher says 0.5
-    _, gradient = value_and_gradient(lambda z: KD(3.0).compute_loss(ops.array(TEACHER), z), STUDENT)
-    assert abs(gradient[1, 0]) > 0.05
-
-
-def test_an_instance_mends_the_default_of_keras() -> None:
-    assert by_keras(STUDENT, keras.losses.KLDivergence()) == pytest.approx(softened_divergence(STUDENT), rel=1e-4)
 
 
 # --- keras.distillation.Distiller ------------------------------------------------------------------------------------

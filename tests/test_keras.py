@@ -1,4 +1,7 @@
-"""The Keras integration: what is refused on import, and `keras_cases.py` on every backend, each in its own process."""
+"""The Keras integration: what is refused on import, and the cases of two files on every backend in a process each.
+
+Keras fixes its backend when it is imported.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-CASES = Path(__file__).with_name("keras_cases.py")
+CASES = [Path(__file__).with_name(name) for name in ("keras_loss_cases.py", "keras_cases.py")]
 
 
 def python(folder: Path, backend: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -27,7 +30,7 @@ def test_the_cases(backend: str, tmp_path: Path) -> None:
     for library in ("keras", backend):
         if find_spec(library) is None:
             pytest.skip(f"{library} is not installed: pip install 'understudy[dev]'")
-    done = python(tmp_path, backend, "-m", "pytest", "-p", "no:cacheprovider", "-n0", str(CASES))
+    done = python(tmp_path, backend, "-m", "pytest", "-p", "no:cacheprovider", "-n0", *map(str, CASES))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
 
