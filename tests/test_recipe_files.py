@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,10 @@ from imagefiles import make_folder
 from understudy import cli, recipes
 from understudy.config.recipe import load_recipe
 from understudy.recipes import Order
+from understudy.record import load as load_record
 from understudy.record.recipe import load_recipe_record
 from understudy.report import recipes as report
+from understudy.report.notes import notes
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -52,6 +56,8 @@ def test_a_recipe_runs_cut_down(name: str, tmp_path: Path, monkeypatch: pytest.M
     record = load_recipe_record(tmp_path / "out")
     assert [part.status for part in record.parts] == ["done"] * len(record.parts)
     assert all(part.verdict for part in record.parts if part.kind == "distill")
+    if name == "cifar10":
+        _check_that_devices_are_told_of_batches(tmp_path / "out" / "published")
     if name == "mobile":
         device = record.parts[-1]
         assert {form.name for form in device.forms} >= {"pruned", "int8-ptq"}
@@ -69,9 +75,27 @@ def test_pets_run_on_a_folder_of_image_files(tmp_path: Path, monkeypatch: pytest
     assert published.images["train"] + published.images["val"] + published.images["test"] == 80
 
 
+def _check_that_devices_are_told_of_batches(folder: Path) -> None:
+    """The published pair normalises by the statistics of a batch; a device asks for one image at a time."""
+    _command("export", str(folder), "--to", "onnx")
+    [file] = load_record(folder).exports
+    assert file.on_frames.agreement == 1
+    assert file.one_by_one is not None
+    assert file.one_by_one.max_difference > 0.01
+    assert file.note.startswith("Its answers depend on the other images of a batch")
+    assert any(file.note in note.text for note in notes(load_record(folder)))
+    script = [sys.executable, str(folder / "export" / "conformance.py"), str(folder / file.path)]
+    done = subprocess.run([*script, "--runs", "3"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def _run(file: Path, out: Path, *words: str) -> None:
+    _command("run", str(file), "--smoke", "--out", str(out), *words)
+
+
+def _command(*words: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["understudy", "run", str(file), "--smoke", "--out", str(out), *words])
+        patch.setattr("sys.argv", ["understudy", *words])
         with pytest.raises(SystemExit) as ended:
             cli.main()
     assert ended.value.code in (0, None)

@@ -20,7 +20,7 @@ from understudy.export.runtimes import open_session as open_session
 from understudy.progress import Progress, silent
 from understudy.record import Agreement, Latency
 
-__all__ = ["RUNTIME", "check", "check_quantized", "compare", "latency", "predict", "predictor"]
+__all__ = ["RUNTIME", "check", "check_quantized", "compare", "depends_on_batch", "latency", "predict", "predictor"]
 
 _FOR_P99 = 100
 """Runs below which one in a hundred is no more than the slowest."""
@@ -89,6 +89,25 @@ def compare(
     if done != total:
         raise ValueError(f"compare got {done} frames for {total} expected rows")
     return _agreement(np.concatenate(answers), expected, labels, tolerance)
+
+
+def depends_on_batch(model: Path | Session, frames: Bytes, *, tolerance: float = 1e-3) -> bool:
+    """Tell whether a file answers images asked for together otherwise than one by one, as devices ask.
+
+    So does a network that normalises by the statistics of each batch, in evaluation too.
+
+    Args:
+        model: an exported file, or one that is open.
+        frames: uint8 [n, channels, side, side]; a few are enough.
+        tolerance: between two probabilities; sums in another order stay far below it.
+
+    Raises:
+        ModelError: as for `open_file`.
+    """
+    session = _opened(model, threads=1)
+    images = frames.transpose(0, 2, 3, 1)
+    alone = np.concatenate([session(images[row : row + 1]) for row in range(len(images))])
+    return bool(np.abs(session(images) - alone).max() > tolerance)
 
 
 def check(agreement: Agreement) -> None:

@@ -42,6 +42,9 @@ LEAST_AGREEMENT = 0.9
 """Share of validation images that a file in 8 bits must answer as the network it was made of."""
 _DRAFTS = ".making"
 _STEPS = 3
+_TRIED = 8
+_TRIED_ALONE = 1_000
+"""Images asked for one by one of a file whose answers depend on the batch."""
 
 Bytes = NDArray[np.uint8]
 
@@ -160,6 +163,7 @@ def _write(run: Run, materials: Materials, form: Form, name: str) -> None:
         tell(done=1, note="comparing with PyTorch")
         session = runtimes.open_file(draft, trusted=True)  # written above
         agreement = _compare(materials, form, session)
+        alone = _one_by_one(materials, form, session)
         tell(done=2, note="measuring latency")
         latency = conformance.latency(session, _image(materials))
     _note(
@@ -174,7 +178,8 @@ def _write(run: Run, materials: Materials, form: Form, name: str) -> None:
             latency=latency,
             stage=form.name,
             hash=storage.hash_file(path),
-            note=_remark(session, form, _lost(run, materials, form, agreement)),
+            one_by_one=alone,
+            note=_remark(session, form, alone, _lost(run, materials, form, agreement)),
         ),
     )
     tell(done=_STEPS)
@@ -222,8 +227,23 @@ def _compare(materials: Materials, form: Form, session: runtimes.Session) -> Agr
     return agreement
 
 
-def _remark(session: runtimes.Session, form: Form, lost: str) -> str:
+def _one_by_one(materials: Materials, form: Form, session: runtimes.Session) -> Agreement | None:
+    """Ask a file for one image at a time, as devices do; None where that changes no answer."""
+    rows = materials.store.splits["val"][:_TRIED_ALONE]
+    if not conformance.depends_on_batch(session, np.asarray(materials.store.frames[rows[:_TRIED]])):
+        return None
+    frames = (np.asarray(materials.store.frames[rows[at : at + 1]]) for at in range(len(rows)))
+    return conformance.compare(session, frames, form.probabilities[: len(rows)], materials.store.labels[rows])
+
+
+def _remark(session: runtimes.Session, form: Form, alone: Agreement | None, lost: str) -> str:
     said = [] if session.side is None else [f"It takes images of {session.side} x {session.side} pixels only."]
+    if alone is not None:
+        said.append(
+            "Its answers depend on the other images of a batch, as it normalises by their statistics. Asked for one "
+            f"image at a time, as devices do, it answers {1 - alone.agreement:.1%} of {alone.images} validation images "
+            f"otherwise and {alone.accuracy:.1%} of them right: do not judge it by the figures of batches."
+        )
     if form.int8 is not None and form.int8.is_trained:
         said.append("It computes in 8 bits, and is compared with what the training in 8 bits came to.")
     elif form.int8 is not None:
@@ -314,9 +334,11 @@ def _golden(run: Run, materials: Materials, there: Sequence[Export], hashes: dic
     for one in there:
         name, form = Path(one.path).name, exportable.find(run, one.stage)
         answers[name] = form.probabilities[chosen]
-        if form.is_int8:  # of the file itself: another machine is compared with this one
+        if form.is_int8:
             in_8_bits.append(name)
-            answers[name] = runtimes.open_file(run.folder / one.path)(images)
+        if form.is_int8 or one.one_by_one is not None:  # of the file itself: other machines are compared with this one
+            session = runtimes.open_file(run.folder / one.path)
+            answers[name] = np.concatenate([session(images[row : row + 1]) for row in range(len(images))])
     golden.write(
         run.folder / GOLDEN,
         images,

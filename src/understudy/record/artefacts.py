@@ -40,6 +40,9 @@ class Export(Part):
     load_ms: float | None = None
     memory_bytes: int | None = None
     """Largest resident memory of a process that opens the file and answers."""
+    one_by_one: Agreement | None = None
+    """Where answers depend on what else is in the batch: the file asked for one image at a time, as devices do, against
+    PyTorch's answers to batches."""
     note: str = ""
     """What a reader must know, in a sentence."""
 

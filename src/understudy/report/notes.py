@@ -21,9 +21,10 @@ class Note:
 
 
 def notes(record: Record) -> list[Note]:
-    """Return the notes on the data and the teacher, the heaviest first."""
+    """Return the notes on the data, the teacher and the files for devices, the heaviest first."""
     data = _of_data(record.data) if record.data else []
-    found = [*map(_of_finding, _doubts(record)), *data]
+    files = [Note("warn", f"{one.path}: {one.note}") for one in record.exports if one.one_by_one is not None]
+    found = [*map(_of_finding, _doubts(record)), *data, *files]
     return sorted(found, key=lambda note: ("stop", "warn", "info").index(note.level))
 
 
