@@ -77,15 +77,17 @@ def test_pets_run_on_a_folder_of_image_files(tmp_path: Path, monkeypatch: pytest
 
 def _check_that_devices_are_told_of_batches(folder: Path) -> None:
     """The published pair normalises by the statistics of a batch; a device asks for one image at a time."""
-    _command("export", str(folder), "--to", "onnx")
-    [file] = load_record(folder).exports
-    assert file.on_frames.agreement == 1
-    assert file.one_by_one is not None
-    assert file.one_by_one.max_difference > 0.01
-    assert file.note.startswith("Its answers depend on the other images of a batch")
-    assert any(file.note in note.text for note in notes(load_record(folder)))
-    script = [sys.executable, str(folder / "export" / "conformance.py"), str(folder / file.path)]
-    done = subprocess.run([*script, "--runs", "3"], capture_output=True, text=True, check=False)
+    _command("export", str(folder), "--to", "onnx", "torchscript")
+    record = load_record(folder)
+    assert [file.format for file in record.exports] == ["ONNX", "TorchScript"]
+    for file in record.exports:
+        assert file.on_frames.agreement == 1
+        assert file.one_by_one is not None
+        assert file.one_by_one.max_difference > 0.01
+        assert file.note.startswith("Its answers depend on the other images of a batch")
+        assert any(file.note in note.text for note in notes(record))
+    script = [sys.executable, str(folder / "export" / "conformance.py"), "--runs", "3"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
