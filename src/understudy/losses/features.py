@@ -142,8 +142,8 @@ def ofd(student_maps: Tensor, teacher_maps: Tensor, margin: Tensor) -> Tensor:
 
     Source:
         Heo et al., "A Comprehensive Overhaul of Feature Distillation", 2019, section 3: the margin ReLU and the partial
-        L2 distance, equation 4. As in the authors' code the value is a sum; they weigh it by 0.001 beside cross-entropy, and each
-        layer by half of what the next deeper one has.
+        L2 distance, equation 4. As in the authors' code the value is a sum; they weigh it by 0.001 beside
+        cross-entropy, and each layer by half of what the next deeper one has.
     """
     student, teacher = checks.same_shape(student_maps, teacher_maps, dimensions=4, what=MAPS)
     if margin.shape != student.shape[1:2]:
