@@ -206,8 +206,7 @@ SECTIONS = {
     "cat_kd", "correlation_congruence", "ft", "mlkd", "nst", "pkt", "review", "simkd", "srrl",
     "nkd", "wsld", "cross_entropy",
 }  # fmt: skip
-"""Losses that cite a section or the paper alone: no copy of these papers with numbered equations could be had. The
-equations themselves were checked against the authors' code and notes on the papers."""
+"""Losses that cite a section or the paper alone: no copy of these papers with numbered equations could be had."""
 
 
 def test_every_loss_cites_an_equation_by_its_number() -> None:

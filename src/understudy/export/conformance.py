@@ -91,7 +91,7 @@ def compare(
     return _agreement(np.concatenate(answers), expected, labels, tolerance)
 
 
-def depends_on_batch(model: Path | Session, frames: Bytes, *, tolerance: float = 1e-3) -> bool:
+def depends_on_batch(model: Path | Session, frames: Bytes, tolerance: float) -> bool:
     """Tell whether a file answers images asked for together otherwise than one by one, as devices ask.
 
     So does a network that normalises by the statistics of each batch, in evaluation too.
@@ -99,7 +99,7 @@ def depends_on_batch(model: Path | Session, frames: Bytes, *, tolerance: float =
     Args:
         model: an exported file, or one that is open.
         frames: uint8 [n, channels, side, side]; a few are enough.
-        tolerance: between two probabilities; sums in another order stay far below it.
+        tolerance: between two probabilities; must bear sums in another order.
 
     Raises:
         ModelError: as for `open_file`.

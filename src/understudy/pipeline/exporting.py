@@ -42,7 +42,10 @@ LEAST_AGREEMENT = 0.9
 """Share of validation images that a file in 8 bits must answer as the network it was made of."""
 _DRAFTS = ".making"
 _STEPS = 3
+_SAME = 1e-3
+"""Between the probabilities that a float file gives an image alone and in a batch."""
 _TRIED = 8
+"""Images that show whether a file's answers depend on the batch."""
 _TRIED_ALONE = 1_000
 """Images asked for one by one of a file whose answers depend on the batch."""
 
@@ -230,7 +233,8 @@ def _compare(materials: Materials, form: Form, session: runtimes.Session) -> Agr
 def _one_by_one(materials: Materials, form: Form, session: runtimes.Session) -> Agreement | None:
     """Ask a file for one image at a time, as devices do; None where that changes no answer."""
     rows = materials.store.splits["val"][:_TRIED_ALONE]
-    if not conformance.depends_on_batch(session, np.asarray(materials.store.frames[rows[:_TRIED]])):
+    tolerance = golden.INT8_TOLERANCE if form.is_int8 else _SAME
+    if not conformance.depends_on_batch(session, np.asarray(materials.store.frames[rows[:_TRIED]]), tolerance):
         return None
     frames = (np.asarray(materials.store.frames[rows[at : at + 1]]) for at in range(len(rows)))
     return conformance.compare(session, frames, form.probabilities[: len(rows)], materials.store.labels[rows])
@@ -240,9 +244,9 @@ def _remark(session: runtimes.Session, form: Form, alone: Agreement | None, lost
     said = [] if session.side is None else [f"It takes images of {session.side} x {session.side} pixels only."]
     if alone is not None:
         said.append(
-            "Its answers depend on the other images of a batch, as it normalises by their statistics. Asked for one "
-            f"image at a time, as devices do, it answers {1 - alone.agreement:.1%} of {alone.images} validation images "
-            f"otherwise and {alone.accuracy:.1%} of them right: do not judge it by the figures of batches."
+            "Its answers depend on the other images of a batch, as where a network normalises by their statistics. "
+            f"Asked for one image at a time, as devices do, it answers {1 - alone.agreement:.1%} of {alone.images} "
+            f"validation images otherwise and {alone.accuracy:.1%} right: do not judge it by the figures of batches."
         )
     if form.int8 is not None and form.int8.is_trained:
         said.append("It computes in 8 bits, and is compared with what the training in 8 bits came to.")
