@@ -34,7 +34,7 @@ KEPT = (*LOGITS, "pkt", "cc", "rkd_distance", "crd")
 EACH_FAMILY = (*LOGITS, "attention", "sp", "rkd_distance", "pkt", "crd")
 """Logits, features, relations and contrast, where the teacher's embedding (25,088 numbers) makes all methods slow."""
 FEWER = ("kd", "nkd", "dkd", "dist", "attention", "crd")
-"""Some of these, where every one takes long. The committed table of mnist-100 is older: three seeds, logits only."""
+"""One or more of each kind, where all would take hours."""
 COMMAND = (sys.executable, "-m", "understudy.cli")
 
 
