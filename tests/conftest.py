@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -26,12 +27,22 @@ os.environ["OMP_NUM_THREADS"] = str(THREADS)
 settings.register_profile("understudy", deadline=None, derandomize=True)
 settings.load_profile("understudy")
 
+_ALL_SLOW = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILINE)
+"""In a file whose tests are all slow."""
+
 _tried: list[str] = []
 """Other machines that the current test reached for."""
 
 
 class NetworkBlockedError(OSError):
     """A test reached for another machine. An OSError, so that the code under test takes its path for no network."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where slow tests are left out, leave out files that have no others: importing their libraries takes seconds."""
+    if config.getoption("markexpr") == "not slow" and collection_path.suffix == ".py":
+        return bool(_ALL_SLOW.search(collection_path.read_text("utf-8"))) or None
+    return None
 
 
 def _block_network(event: str, args: tuple[Any, ...]) -> None:
@@ -88,6 +99,9 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         patch.setenv("HF_HOME", str(folder / "huggingface"))
         for proxy in [name for name in os.environ if name.lower().endswith("_proxy")]:
             patch.delenv(proxy)  # a proxy on this machine would let requests out
+        measuring = sys.modules.get("understudy.pipeline.measuring")
+        if measuring is not None:  # what a step takes is learnt less exactly, but sooner, before each kind of run
+            patch.setattr(measuring, "_SECONDS", 0.05)
         yield
 
 

@@ -185,6 +185,7 @@ def test_two_models_in_one_place_and_a_name_without_end() -> None:
 
 
 @pytest.mark.skipif(find() is None, reason="no Chromium on this machine")
+@pytest.mark.slow
 def test_a_browser_shows_the_picture_as_it_is_laid_out(tmp_path: Path) -> None:
     path = tmp_path / "pareto.svg"
     path.write_text(pareto.picture(pareto.points(compressed_record()), "both"), encoding="utf-8")

@@ -182,6 +182,7 @@ def test_the_page_is_one_section_that_can_be_linked(record: Record) -> None:
 
 
 @pytest.mark.skipif(find() is None, reason="no Chromium on this machine")
+@pytest.mark.slow
 def test_a_browser_shows_it_in_narrow_windows_too(record: Record, tmp_path: Path) -> None:
     report.write(record, tmp_path / "report.html")
     browser = Browser(tmp_path / "profile")

@@ -139,6 +139,7 @@ def test_hostile_names_stay_text_and_are_quoted_for_the_shell() -> None:
 
 
 @pytest.mark.skipif(find() is None, reason="no Chromium on this machine")
+@pytest.mark.slow
 def test_a_browser_shows_the_tables_in_narrow_windows_too(record: Record, tmp_path: Path) -> None:
     report.write(record, tmp_path / "report.html")
     browser = Browser(tmp_path / "profile")

@@ -580,6 +580,7 @@ def test_adding_images_moves_no_other(tmp_path, cache):
 # ---------------------------------------- a real folder
 
 
+@pytest.mark.slow
 def test_chest_xray_as_its_users_have_it(cache):
     folder = shared_folder("chest_xray")
     first = opened(folder, cache)
