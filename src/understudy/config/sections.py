@@ -68,6 +68,9 @@ class TrainConfig(Section):
     views: PositiveInt | Literal["online"] = 16
     """How many distinct views an image has, each seen by the teacher once for all trainings; `online`: another view in
     every epoch, the teacher running along."""
+    running_statistics: bool = True
+    """Let a network whose batch normalisation keeps no running statistics keep them, so that in evaluation and on the
+    device an answer does not depend on the other images of a batch."""
     mix: Literal["none", "mixup", "cutmix"] = "none"
     mix_alpha: PositiveFloat = 1.0
     """The share of an image in a mixed one is drawn from Beta(mix_alpha, mix_alpha)."""

@@ -147,6 +147,15 @@ def check_head(head: Head | None, *, unproven: bool, guessing: bool) -> Finding:
     return _finding("head", text, ok=True)
 
 
+def check_statistics(by_batch: bool) -> list[Finding]:
+    """Warn of a teacher whose answers depend on the other images of a batch; nothing is said of any other."""
+    text = (
+        "The teacher normalises by the statistics of each batch, so its answer to an image depends on those beside "
+        "it, and so does what it teaches. Let its batch normalisation keep running statistics."
+    )
+    return [_finding("statistics", text, severity="warn")] if by_batch else []
+
+
 def examine_against_baseline(teacher_val_accuracy: float, baseline_val_accuracies: Sequence[float]) -> Finding:
     """Compare the teacher with the student trained alone, on the validation images; a warning at most."""
     alone = sum(baseline_val_accuracies) / len(baseline_val_accuracies)

@@ -20,7 +20,7 @@ from torch import nn
 from understudy import record, storage
 from understudy.distillation.inputs import logits_of
 from understudy.errors import ModelError
-from understudy.models import huggingface, shapes, tensors
+from understudy.models import huggingface, norms, shapes, tensors
 from understudy.models.build import from_folder, network, seeded
 from understudy.models.classifier import Classifier, head_layer
 from understudy.models.foreign import quote
@@ -172,6 +172,7 @@ def _in_run(folder: Path, prefer: Role | None) -> Path:
 def _rebuild(card: ModelCard, given: Mapping[str, Any], path: Path) -> Classifier:
     with seeded(0):
         net = network(card.architecture, classes=card.classes, channels=card.network_channels, size=card.input.size)
+    norms.keep_running_statistics(net, within=given)  # where it was trained so; see TrainConfig.running_statistics
     if card.pruned:
         _narrow(net, card, given, path)
     wrong = tensors.differences(net, given)

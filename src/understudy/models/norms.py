@@ -1,10 +1,12 @@
-"""Batch normalisation over the batches of several processes, as if they were one batch. Imported by `engine.py`.
+"""Batch normalisation: by running statistics where a network keeps none, and over the batches of several processes.
 
-On CUDA this is torch's `SyncBatchNorm`; elsewhere torch has none, so here is one for any device.
+Imported by `models`, the pipeline and `engine.py`. Over several processes CUDA has torch's `SyncBatchNorm`; elsewhere
+torch has none, so here is one for any device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, cast
 
 import torch
@@ -13,6 +15,32 @@ from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
 _KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def normalises_by_batch(network: nn.Module) -> bool:
+    """Tell whether an answer depends on the other images of a batch in evaluation, too."""
+    return any(isinstance(module, _BatchNorm) and module.running_mean is None for module in network.modules())
+
+
+def keep_running_statistics(network: nn.Module, within: Container[str] | None = None) -> None:
+    """Let batch normalisation that keeps no running statistics keep them, in place, as torch's own does by default.
+
+    Training is the same to the last bit; evaluation then normalises by what training saw, so that an image's answer
+    does not depend on the images beside it.
+
+    Args:
+        network: with the weights it starts from.
+        within: names of tensors; only modules whose `running_mean` is among them.
+    """
+    for name, module in network.named_modules():
+        if not isinstance(module, _BatchNorm) or module.running_mean is not None:
+            continue
+        if within is None or f"{name}.running_mean".lstrip(".") in within:
+            example = next(module.parameters(), torch.zeros(()))
+            module.track_running_stats = True
+            module.running_mean = torch.zeros(module.num_features, device=example.device)
+            module.running_var = torch.ones(module.num_features, device=example.device)
+            module.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=example.device)
 
 
 def share_statistics(network: nn.Module, device: torch.device) -> None:

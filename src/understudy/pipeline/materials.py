@@ -25,7 +25,7 @@ from understudy.data.unlabelled import PART as UNLABELLED
 from understudy.data.views import ViewPolicy
 from understudy.engine import Engine
 from understudy.errors import ConfigError, RunError
-from understudy.models import build, files
+from understudy.models import build, files, norms
 from understudy.models.classifier import Classifier
 from understudy.numerics import Choice
 from understudy.pipeline import chain, objective
@@ -153,17 +153,18 @@ def is_trained(config: RunConfig) -> bool:
 
 def new_student(run: Run, materials: Materials, seed: int) -> Classifier:
     """Return the student with the initial weights of a seed."""
-    return new_network(run.config.student.model, materials, seed)
+    return new_network(run, materials, run.config.student.model, seed)
 
 
-def new_network(model: str, materials: Materials, seed: int) -> Classifier:
+def new_network(run: Run, materials: Materials, model: str, seed: int) -> Classifier:
     """Return a student or an assistant with the initial weights of a seed."""
-    return build.build(model, classes=materials.store.classes, spec=materials.spec, seed=seed)
+    fresh = build.build(model, classes=materials.store.classes, spec=materials.spec, seed=seed)
+    return _to_train(fresh, run.config.train)
 
 
 def new_teacher(config: RunConfig, materials: Materials) -> Classifier:
     """Return the teacher of a configuration, not trained on these data yet."""
-    return build.build(
+    fresh = build.build(
         config.teacher.model,
         classes=materials.store.classes,
         spec=materials.teacher_spec,
@@ -173,6 +174,13 @@ def new_teacher(config: RunConfig, materials: Materials) -> Classifier:
         unsafe_pickle=config.unsafe_pickle,
         ready=config.teacher.ready,
     )
+    return fresh if config.teacher.ready else _to_train(fresh, config.teacher_train)
+
+
+def _to_train(fresh: Classifier, budget: TrainConfig) -> Classifier:
+    if budget.running_statistics:
+        norms.keep_running_statistics(fresh.net)
+    return fresh
 
 
 def _open(run: Run) -> tuple[Store, int]:

@@ -18,7 +18,7 @@ from understudy.models.classifier import Classifier
 from understudy.numerics import Numerics
 from understudy.pipeline import objective, plan, teaching
 from understudy.pipeline.folder import Run
-from understudy.pipeline.materials import Materials, new_network
+from understudy.pipeline.materials import Materials, new_student
 from understudy.record import Finding, Objective
 
 
@@ -61,7 +61,7 @@ def findings(run: Run, materials: Materials, distill: DistillConfig) -> list[Fin
 def _networks(run: Run, materials: Materials) -> Pair:
     """Return both networks as they are before training, on the CPU: only what their layers give is looked at."""
     teacher = plan.some_teacher(run.config, materials.store.classes, materials.teacher_spec)
-    student = new_network(run.config.student.model, materials, 0)
+    student = new_student(run, materials, 0)
     example = next(materials.splits["val"].whole(teaching.EXAMPLE)).cpu()
     return Pair(student.cpu(), teacher.cpu(), example)
 

@@ -17,7 +17,7 @@ from understudy.errors import ModelError
 from understudy.evaluate import gate, metrics
 from understudy.models import files, huggingface
 from understudy.models.classifier import Classifier
-from understudy.models.norms import keeps_statistics_apart
+from understudy.models.norms import keeps_statistics_apart, normalises_by_batch
 from understudy.pipeline import chain, objective, suiting, teaching
 from understudy.pipeline.chain import Link
 from understudy.pipeline.folder import Run
@@ -69,14 +69,14 @@ def train(run: Run, materials: Materials, link: Link) -> None:
 
 def _alone(run: Run, materials: Materials, link: Link, inputs: dict[str, Any]) -> None:
     run.call(link.name)
-    network = new_network(link.model, materials, link.seed)
+    network = new_network(run, materials, link.model, link.seed)
     distiller = Distiller(None, network, label_smoothing=run.config.train.label_smoothing)
     _train(run, materials, distiller, network, link, run.config.train, inputs)
 
 
 def _with_teacher(run: Run, materials: Materials, link: Link, inputs: dict[str, Any]) -> None:
     run.call(link.name)
-    network = new_network(link.model, materials, link.seed)
+    network = new_network(run, materials, link.model, link.seed)
     kept = teaching.prepare(run, materials, link.teacher)
     teaching.tell_pseudo_labels(run, materials, kept)
     distiller = taught(run, materials, network, link, kept=kept is not None)
@@ -260,7 +260,7 @@ def _gate(run: Run, materials: Materials, name: str) -> None:
         teacher_classes=classifier.classes,
         data_classes=materials.store.classes,
         head=files.head(classifier),
-    )
+    ) + gate.check_statistics(normalises_by_batch(classifier.net))
     run.record.gate = found if name == chain.TEACHER else _among_others(run.record.gate, found, name)
 
 
