@@ -58,6 +58,7 @@ def test_a_recipe_runs_cut_down(name: str, tmp_path: Path, monkeypatch: pytest.M
     assert all(part.verdict for part in record.parts if part.kind == "distill")
     if name == "cifar10":
         _check_that_devices_are_told_of_batches(tmp_path / "out" / "published")
+        assert [file.one_by_one for file in load_record(tmp_path / "out" / "ours").exports] == [None]
     if name == "mobile":
         device = record.parts[-1]
         assert {form.name for form in device.forms} >= {"pruned", "int8-ptq"}

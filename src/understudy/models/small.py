@@ -44,8 +44,8 @@ def cifar_large(classes: int, channels: int = 3, size: int = 32) -> nn.Sequentia
     2x2 max-pooling after each of five blocks; one linear layer. Sizes of 32 px and more are accepted; what five
     poolings leave beyond 1x1 (from 64 px) is averaged.
 
-    As published, batch norm uses the statistics of the batch in evaluation, too. An answer therefore depends on the
-    other images of its batch, and comparisons need equal batches.
+    As published, batch norm uses the statistics of the batch in evaluation, too, so that an answer depends on the other
+    images of its batch. A run lets it keep running statistics, unless `train.running_statistics` is false.
 
     Raises:
         ModelError: images smaller than 32 px.
