@@ -39,6 +39,7 @@ class Ended:
 
 
 Call = Callable[..., Ended]
+Say = Callable[..., str]
 
 
 def caller(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
@@ -55,6 +56,40 @@ def caller(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     return run
 
 
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    return caller(capsys, monkeypatch)
+
+
+@pytest.fixture
+def end(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs a command line in this process: exit code, output, errors."""
+    call = caller(capsys, monkeypatch)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        ended = call(*arguments)
+        return ended.code, ended.out, ended.err
+
+    return run
+
+
+@pytest.fixture
+def say(end: Callable[..., tuple[int, str, str]]) -> Say:
+    """Return a function that runs a command line that has to succeed, and returns what it printed."""
+
+    def run(*arguments: object) -> str:
+        code, out, err = end(*arguments)
+        assert (code, err) == (0, "")
+        return out
+
+    return run
+
+
+def words(text: str) -> str:
+    """Undo the breaking of lines."""
+    return " ".join(text.split())
+
+
 @contextmanager
 def signals_given_back() -> Iterator[None]:
     """Give the signals back that a run takes."""
@@ -62,6 +97,14 @@ def signals_given_back() -> Iterator[None]:
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep default run folders out of the repository."""
+    monkeypatch.chdir(tmp_path)
+    with signals_given_back():
+        yield
 
 
 def folders(root: Path, *names: str) -> Path:
@@ -79,7 +122,8 @@ def spoilt(photos: Path, place: Path, count: int) -> Path:
     return place
 
 
-def only_asked(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """Carry no runs out; return the list where what was asked for comes."""
     found: list[RunConfig] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -36,6 +37,11 @@ def stripes(root: Path, *, classes: Sequence[str] = ("cat", "dog"), side: int = 
             for image in range(count):
                 Image.fromarray(_stripes(rng, np.pi * number / len(classes), side)).save(folder / f"{image:03d}.png")
     return root
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stripes(tmp_path_factory.mktemp("data") / "photos")
 
 
 def _stripes(rng: np.random.Generator, angle: float, side: int) -> np.ndarray:
@@ -97,6 +103,12 @@ def without_export(patch: pytest.MonkeyPatch) -> None:
 def weights(folder: Path) -> dict[str, str]:
     """Return the hash of every weights file of a run, by model; computed here, not by the package."""
     return {path.parent.name: digest(path) for path in sorted(folder.glob("*/model.safetensors"))}
+
+
+def lines(path: Path, *, timed: bool = False) -> list[dict[str, Any]]:
+    """Return the lines of a `metrics.jsonl`, without the times."""
+    read = [json.loads(text) for text in path.read_text().splitlines()]
+    return read if timed else [{key: value for key, value in line.items() if key != "seconds"} for line in read]
 
 
 def digest(path: Path) -> str:

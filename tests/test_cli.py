@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,30 +16,14 @@ import torch
 import yaml
 
 import small_runs
-from cli_calls import SMALL, Call, caller, folders, only_asked, signals_given_back, spoilt
+from cli_calls import SMALL, Call, _in_a_folder_of_its_own, asked, call, folders, spoilt
 from imagefiles import ordinary_user
-from small_runs import STAGES, snapshot, stripes, weights, words, work_done
+from small_runs import STAGES, photos, snapshot, weights, words, work_done
 from understudy import api, config, options, storage
 from understudy import record as records
 from understudy.config import RunConfig
 
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Keep default run folders out of the repository."""
-    monkeypatch.chdir(tmp_path)
-    with signals_given_back():
-        yield
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    return caller(capsys, monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stripes(tmp_path_factory.mktemp("data") / "photos")
+__all__ = ["_in_a_folder_of_its_own", "asked", "call", "photos"]  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +40,6 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     small_runs.without_export(monkeypatch)
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
-    return only_asked(monkeypatch)
 
 
 # --- run folders ---

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from cli_calls import SMALL, Call, caller, folders, only_asked, signals_given_back, spoilt
-from small_runs import stripes, weights, words
+from cli_calls import SMALL, Call, _in_a_folder_of_its_own, asked, call, folders, spoilt
+from small_runs import photos, weights, words
 from understudy import api, config
 from understudy.config import RunConfig
 from understudy.errors import UnderstudyError
+
+__all__ = ["_in_a_folder_of_its_own", "asked", "call", "photos"]  # fixtures
 
 COMMANDS = [
     "demo",
@@ -31,29 +32,6 @@ COMMANDS = [
     "compare",
 ]
 COMMANDS += ["layers"]
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Keep default run folders out of the repository."""
-    monkeypatch.chdir(tmp_path)
-    with signals_given_back():
-        yield
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    return caller(capsys, monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stripes(tmp_path_factory.mktemp("data") / "photos")
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
-    return only_asked(monkeypatch)
 
 
 # --- what it says of itself ---

@@ -8,34 +8,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
-import venv
-from collections.abc import Callable
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from packaging.requirements import Requirement
-from torch import nn
 
+from device_folder import CLASSES, FILE, change, check, device, environment, expected, exported, modules, report_of, run
 from small_runs import distilled, stripes
 from understudy import record as records
 from understudy import storage
 from understudy.export import golden
-from understudy.export.device import conformance as script
-from understudy.export.formats import FORMATS
-from understudy.export.graph import Exportable
-from understudy.export.onnx import export_onnx
-from understudy.record import DeviceReport, InputSpec
 
-CLASSES = ["cat", "dog", "\x1b[31mfox\n"]
-FILE = "student.onnx"
-SPEC = InputSpec(channels=3, sizes=(16,), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+__all__ = ["device", "exported"]  # fixtures
+
 FAKE_INTERPRETER = """
 import os
 
@@ -70,38 +58,6 @@ class Interpreter:
 """
 
 
-def environment(folder: Path, *distributions: str) -> Path:
-    """Make a virtual environment with these distributions and what they require, all linked; return its Python."""
-    venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
-    [site] = folder.glob("lib/python*/site-packages")
-    pending, seen = list(distributions), set()
-    while pending:
-        name = pending.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        found = metadata.distribution(name)
-        for top in {file.parts[0] for file in found.files or [] if file.parts[0] not in ("..", "__pycache__")}:
-            if not (site / top).exists():
-                (site / top).symlink_to(str(found.locate_file(top)))
-        needs = [Requirement(text) for text in found.requires or []]
-        pending += [one.name for one in needs if one.marker is None or one.marker.evaluate({"extra": ""})]
-    return folder / "bin" / "python"
-
-
-def run(python: Path, *words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return subprocess.run(
-        [python, *words], capture_output=True, text=True, check=False, cwd=cwd, env=surroundings, timeout=120
-    )
-
-
-def modules(python: Path, *names: str) -> set[str]:
-    """Return which of these modules a Python can find."""
-    code = f"import importlib.util as u; print(*[name for name in {names} if u.find_spec(name)])"
-    return set(run(python, "-I", "-c", code).stdout.split())
-
-
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Python with NumPy and ONNX Runtime."""
@@ -129,53 +85,6 @@ def nothing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def network() -> nn.Module:
-    torch.manual_seed(3)
-    layers = nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, len(CLASSES))
-    return nn.Sequential(*layers).eval()
-
-
-def images_and_answers(net: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-    """Return images and what PyTorch answers to each of them."""
-    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (SPEC.mean, SPEC.std))
-    with torch.no_grad():
-        return images, net((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std).softmax(1).numpy()
-
-
-def write_golden(folder: Path, file: str, images: np.ndarray, answers: np.ndarray) -> None:
-    golden.write(
-        folder / "golden",
-        images,
-        {file: answers},
-        classes=CLASSES,
-        tolerance={file: golden.FLOAT_TOLERANCE},
-        hashes={file: storage.hash_file(folder / file)},
-    )
-    golden.copy_script(folder)
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export folder: the file of a network, golden images with PyTorch's answers, the script."""
-    folder, net = tmp_path_factory.mktemp("run") / "export", network()
-    export_onnx(net, SPEC, network_channels=3, classes=CLASSES, path=folder / FILE, provenance={})
-    write_golden(folder, FILE, *images_and_answers(net))
-    return folder
-
-
-@pytest.fixture
-def device(exported: Path, tmp_path: Path) -> Path:
-    """The export folder, copied to a device."""
-    return shutil.copytree(exported, tmp_path / "device")
-
-
-def check(python: Path, folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    done = run(python, folder / "conformance.py", "--runs", "5", *words, cwd=folder.parent)
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
-
-
 def refused(python: Path, folder: Path, *words: str | Path) -> str:
     """Return the one sentence with which the script refuses."""
     done = check(python, folder, *words)
@@ -183,29 +92,6 @@ def refused(python: Path, folder: Path, *words: str | Path) -> str:
     assert not list(folder.rglob("*.device.json"))
     [line] = done.stderr.splitlines()
     return line
-
-
-def here(folder: Path, *words: str) -> int:
-    """Run the script in this process, which is faster where it does not matter what is installed."""
-    places = ["--golden", str(folder / "golden"), "--out", str(folder)]
-    return script.main([str(folder / FILE), *places, "--runs", "5", "--here", *words])
-
-
-def report_of(folder: Path, name: str = FILE) -> DeviceReport:
-    return DeviceReport.model_validate_json((folder / f"{name}.device.json").read_bytes())
-
-
-def change(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    """Edit golden.json."""
-    path = folder / "golden" / "golden.json"
-    found = json.loads(path.read_text())
-    edit(found)
-    path.write_text(json.dumps(found))
-
-
-def expected(found: dict[str, Any], image: int, name: str = FILE) -> list[float]:
-    rows: list[float] = found["images"][image]["expected"][name]["probabilities"]
-    return rows
 
 
 # What passes
@@ -269,33 +155,6 @@ def test_a_wrong_answer_fails_and_is_named(bare: Path, device: Path) -> None:
     assert report.max_difference > 0.1
 
 
-@pytest.mark.parametrize(("kind", "code"), [("float", 1), ("int8", 0)])
-def test_a_probability_that_differs_fails_a_float_file_only(device: Path, kind: str, code: int) -> None:
-    def move(found: dict[str, Any]) -> None:
-        found["files"][FILE]["kind"] = kind
-        rows = expected(found, 0)
-        rows[int(np.argmax(rows))] += 3e-4
-
-    change(device, move)
-    assert here(device) == code
-    report = report_of(device)
-    assert (report.passed, report.same) == (code == 0, 5)
-    assert report.max_difference == pytest.approx(3e-4, rel=0.02)
-
-
-@pytest.mark.parametrize(("lead", "same"), [(0.09, 5), (0.11, 4)])
-def test_an_8_bit_answer_within_twice_the_tolerance_is_a_tie(device: Path, lead: float, same: int) -> None:
-    def turn(found: dict[str, Any]) -> None:
-        found["files"][FILE].update(kind="int8", tolerance=0.05)
-        rows = expected(found, 2)
-        best = int(np.argmax(rows))
-        rows[best], rows[best - 1], rows[best - 2] = 0.4, 0.4 + lead, 0.2 - lead
-
-    change(device, turn)
-    assert here(device) == int(same < 5)
-    assert report_of(device).same == same
-
-
 @pytest.mark.slow
 def test_every_file_is_told_and_one_that_fails_is_enough(bare: Path, device: Path) -> None:
     shutil.copy(device / FILE, device / "pruned.onnx")
@@ -322,38 +181,6 @@ def test_a_file_that_has_changed_is_not_run(bare: Path, device: Path, name: str)
     assert f"{Path(name).name} is not the file that was exported: its bytes have changed" in said
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        b"",
-        b"[]",
-        b"\xff{}",
-        lambda found: found.update(format="understudy-golden/2"),
-        lambda found: found.pop("images"),
-        lambda found: found.pop("files"),
-        lambda found: found.pop("pixels"),
-        lambda found: found["images"].pop(),
-        lambda found: found["classes"].pop(),
-        lambda found: found["files"][FILE].update(tolerance="none"),
-        lambda found: expected(found, 0).append(0.0),
-        lambda found: found.update(files=[FILE]),
-    ],
-)
-def test_damaged_answers(
-    capsys: pytest.CaptureFixture[str], device: Path, damage: bytes | Callable[[dict[str, Any]], None]
-) -> None:
-    if isinstance(damage, bytes):
-        (device / "golden" / "golden.json").write_bytes(damage)
-    else:
-        change(device, damage)
-    assert here(device) == 1
-    shown = capsys.readouterr()
-    assert (shown.out, len(shown.err.splitlines())) == ("", 1)
-    assert shown.err.startswith(f"Error: {FILE}: ")
-    assert "golden.json is damaged or of another version. Copy the export folder again." in shown.err
-    assert not list(device.rglob("*.device.json"))
-
-
 @pytest.mark.slow
 def test_answers_that_are_missing_or_know_no_such_file(bare: Path, device: Path) -> None:
     shutil.copy(device / FILE, device / "other.onnx")
@@ -363,14 +190,6 @@ def test_answers_that_are_missing_or_know_no_such_file(bare: Path, device: Path)
     assert "None of the files that " in refused(bare, device)
     shutil.rmtree(device / "golden")
     assert "golden.json is not in " in refused(bare, device)
-
-
-@pytest.mark.parametrize("words", [["--runs", "0"], ["--threads", "many"], ["--absent"]])
-def test_wrong_options(capsys: pytest.CaptureFixture[str], device: Path, words: list[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        here(device, *words)
-    assert ended.value.code == 2
-    assert "usage:" in capsys.readouterr().err
 
 
 def rename(folder: Path, suffix: str) -> str:
@@ -457,30 +276,6 @@ def test_litert_is_spoken_to_as_its_interface_wants(bare: Path, device: Path) ->
     done = check(bare, device, "--threads", "2")
     assert (done.returncode, done.stderr) == (0, "")
     assert report_of(device, name).runtime == "LiteRT (ai-edge-litert 9.8)"
-
-
-def test_the_script_says_which_runtimes_it_knows() -> None:
-    assert list(script.RUNTIMES) == [".onnx", ".pte", ".tflite", ".pt2", ".torchscript"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "needs"),
-    [("torch", "torch"), ("torchscript", "torch"), ("executorch", "executorch"), ("litert", "litert_torch")],
-)
-def test_files_of_every_format_pass_on_their_runtimes(tmp_path: Path, name: str, needs: str) -> None:
-    if not find_spec(needs):
-        pytest.skip(f"{needs} is not installed")
-    net, kind = network(), FORMATS[name]
-    file = f"student{kind.suffix}"
-    model = Exportable(net=net, spec=SPEC, network_channels=3, classes=CLASSES, provenance={})
-    kind.write(model, tmp_path / file)
-    images, answers = images_and_answers(net)
-    write_golden(tmp_path, file, images, answers)
-    done = check(Path(sys.executable), tmp_path, "--threads", "2")
-    assert (done.returncode, done.stderr) == (0, "")
-    report = report_of(tmp_path, file)
-    assert (report.passed, report.same, report.latency.threads) == (True, len(images), 2)
 
 
 @pytest.mark.slow

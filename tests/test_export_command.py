@@ -2,52 +2,33 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import typer
 
 import small_runs
-from small_runs import stripes
+from export_runs import compressed, export, files, finished, photos, run
 from understudy import answer, api, exportcommands
 from understudy import record as records
 from understudy.errors import ConfigError, ModelError, RunError
-from understudy.export import conformance, golden, onnx, runtimes
+from understudy.export import conformance, golden, runtimes
 from understudy.export.formats import FORMATS
 from understudy.export.graph import Exportable, read_card
-from understudy.pipeline import exportable, exporting, forms
+from understudy.pipeline import exporting, forms
 from understudy.profiling import resident
-from understudy.record import Compressed, Latency, Quantized, Record
+from understudy.record import Latency, Quantized
 
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of 20 px: frames of 18, views of 16."""
-    return stripes(tmp_path_factory.mktemp("data") / "photos", side=20)
-
-
-@pytest.fixture(scope="module")
-def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    return small_runs.distilled(photos, folder, data={"image_size": 16}, seeds=[0]).folder
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
-    return shutil.copytree(finished, tmp_path / "run")
+__all__ = ["finished", "photos", "run"]  # fixtures
 
 
 @pytest.fixture(autouse=True)
-def asked(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> list[str]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Leave the process out that measures memory, which takes longer than all else."""
     names: list[str] = []
 
@@ -55,49 +36,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> li
         names.append(Path(asked.path).name)
         return resident.Resident(peak=10**7, before=1, load_ms=1.5)
 
-    if "slow" not in request.keywords:
-        monkeypatch.setattr(resident, "ask", ask)
+    monkeypatch.setattr(resident, "ask", ask)
     return names
-
-
-def export(*words: object) -> None:
-    """Give the command; what it says of mistakes comes as an exception."""
-    app = typer.Typer()
-    app.callback()(lambda: None)  # so that the command keeps its name
-    exportcommands.add(app)
-    given = exportcommands.spread(["export", *map(str, words)])
-    typer.main.get_command(app).main(given, prog_name="understudy", standalone_mode=False)
-
-
-def compressed(run: Path, name: str, *, before: str, quantized: bool = False) -> Record:
-    """Note a stage of compression that is the student as it was; a float one has weights of its own."""
-    record = records.load(run)
-    folder = run / forms.FOLDER / name
-    folder.mkdir(parents=True)
-    shutil.copyfile(run / exporting.FILE, folder / forms.FILE)
-    if not quantized:
-        for file in (run / "student-0").glob("model.*"):
-            shutil.copyfile(file, folder / file.name)
-    with np.load(run / "predictions.npz") as known:
-        np.savez(folder / forms.ANSWERS, **{split: known[f"{split}/student-0"] for split in ("val", "test")})
-    record.compressed.append(
-        Compressed(
-            name=name,
-            before=before,
-            path=f"{forms.FOLDER}/{name}/{forms.FILE}",
-            parameters=1,
-            macs=1,
-            bytes=1,
-            latency=Latency(runtime="", threads=1, runs=1, p50=1, p95=1),
-            quantized=Quantized(way="post-training", images=1) if quantized else None,
-        )
-    )
-    records.save(record, run)
-    return record
-
-
-def files(run: Path) -> set[str]:
-    return {path.name for path in (run / exporting.FOLDER).iterdir()}
 
 
 # What comes of it
@@ -182,16 +122,6 @@ def test_the_files_are_copied_out(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert str(tmp_path / "device") in capsys.readouterr().out.replace("\n", "")
     with pytest.raises(ConfigError, match="Choose another folder with --out"):
         export(run, "--out", run / "export/inside")
-
-
-@pytest.mark.slow
-def test_a_new_student_is_exported_anew(run: Path) -> None:
-    export(run, "--to", "torchscript")
-    (run / exporting.FILE).unlink()
-    api.resume(run)
-    assert [one.path for one in records.load(run).exports] == [exporting.FILE]
-    export(run, "--to", "torchscript")
-    assert [one.path for one in records.load(run).exports] == [exporting.FILE, "export/student.torchscript"]
 
 
 def test_predict_takes_every_format(run: Path, photos: Path) -> None:
@@ -300,26 +230,6 @@ def test_a_run_without_a_student(run: Path, tmp_path: Path) -> None:
 # Compressed stages
 
 
-@pytest.mark.slow
-def test_compressed_stages_are_exported_beside_the_student(run: Path) -> None:
-    compressed(run, "pruned", before="student-0")
-    compressed(run, "int8-ptq", before="pruned", quantized=True)
-    export(run, "--to", "onnx", "torchscript", "--stage", "student", "pruned")
-    export(run, "--all", "--to", "onnx")
-    record = records.load(run)
-    assert [(one.stage, one.format) for one in record.exports] == [
-        ("student", "ONNX"),
-        ("student", "TorchScript"),
-        ("pruned", "ONNX"),
-        ("pruned", "TorchScript"),
-        ("int8-ptq", "ONNX"),
-    ]
-    assert small_runs.digest(run / "export/pruned.onnx") == small_runs.digest(run / "compressed/pruned/model.onnx")
-    told = json.loads((run / "export/golden/golden.json").read_text())["files"]
-    assert {name for name in told if told[name]["kind"] == "int8"} == {"int8-ptq.onnx"}
-    assert "8 bits" in record.exports[-1].note
-
-
 def test_what_a_later_compress_left_out_is_no_hindrance(run: Path) -> None:
     compressed(run, "pruned", before="student-0")
     export(run, "--stage", "pruned")
@@ -392,52 +302,3 @@ def test_several_words_may_follow_an_option(words: str, wanted: str) -> None:
 def test_values_may_stand_with_commas(run: Path) -> None:
     export(run, "--to", "onnx,torchscript")
     assert len(records.load(run).exports) == 2
-
-
-# Real runtimes
-
-
-@pytest.mark.slow
-def test_every_format_that_is_installed(run: Path, photos: Path) -> None:
-    needs: dict[str, Any] = {"executorch": "executorch", "litert": "litert_torch"}
-    there = [name for name in FORMATS if name not in needs or importlib.util.find_spec(needs[name])]
-    export(run, "--to", *there)
-    record = records.load(run)
-    assert [one.format for one in record.exports] == [FORMATS[name].title for name in there]
-    wanted = list(answer.predict(run, [photos / "test"]))
-    for one in record.exports:
-        assert one.on_frames.agreement == 1
-        assert one.on_frames.max_difference < 1e-5
-        assert one.load_ms is not None
-        assert one.memory_bytes is not None
-        assert one.memory_bytes > 10**7
-        found = list(answer.predict(run / one.path, [photos / "test"], trusted=True))
-        for ours, other in zip(found, wanted, strict=True):
-            assert ours.probabilities == pytest.approx(other.probabilities, abs=1e-3)
-
-
-@pytest.mark.slow
-def test_other_threads_leave_an_open_file_of_executorch_alone(run: Path) -> None:
-    pytest.importorskip("executorch", reason="ExecuTorch is not installed")
-    export(run, "--to", "executorch")
-    path = run / "export/student.pte"
-    images = np.load(run / "export/golden/golden.npy")
-    two = runtimes.open_file(path, threads=2)
-    wanted = two(images)
-    for threads in (1, 3):
-        np.testing.assert_array_equal(runtimes.open_file(path, threads=threads)(images), wanted)
-        np.testing.assert_array_equal(two(images), wanted)  # its pool of threads is gone: it would hang
-
-
-@pytest.mark.slow
-def test_a_page_is_written(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from understudy.export import web
-
-    monkeypatch.setattr(web, "_check_engine", lambda folder: None)
-    for name in web.ENGINE:
-        (tmp_path / name).write_bytes(b"an engine")
-    export(run, "--to", "web", "--engine", tmp_path)
-    assert (run / "export/web/index.html").is_file()
-    assert (run / "export/web/golden").is_dir()
-    assert onnx.labels(run / "export/web/model.onnx") == ["cat", "dog"]
-    assert exportable.STUDENT == "student"

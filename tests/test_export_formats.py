@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from test_export import COLOUR, GREY, PREPROCESSING, SIDES, Convolutions, Pair, Stubborn, answer, image_of, seen
+from onnx_networks import COLOUR, GREY, Convolutions, answer, image_of, seen
+from test_export import PREPROCESSING, SIDES, Pair, Stubborn
 from understudy.errors import DataError, ModelError
 from understudy.export import conformance, runtimes
 from understudy.export.formats import FORMATS

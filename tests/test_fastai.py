@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import sys
-from collections import Counter
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -13,11 +10,25 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from fastai_learners import (
+    BATCH,
+    FORWARDS,
+    IMAGES,
+    Net,
+    TeacherNet,
+    _at,
+    _callback,
+    _data,
+    _hooks,
+    _learner,
+    _projectors,
+    _same,
+    _state,
+)
 from understudy import Distiller
-from understudy.distillation import METHODS, Schedule, Term
-from understudy.errors import ConfigError, ModelError
+from understudy.errors import ConfigError
 from understudy.losses import kd
 
 pytest.importorskip("fastai", reason="fastai is not installed: pip install 'understudy[fastai]'")
@@ -28,94 +39,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The .mode.chained_assignment. option is deprecated:DeprecationWarning:fastai"),
     pytest.mark.filterwarnings("ignore:numpy.core is deprecated:DeprecationWarning"),
 ]
-
-IMAGES, CLASSES, BATCH = 24, 3, 8
-FORWARDS: Counter[str] = Counter()
-
-
-class Net(nn.Module):
-    def __init__(self, seed: int, width: int = 4, classes: int = CLASSES) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.body = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.ReLU(),
-        )
-        self.head = nn.Linear(width, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        FORWARDS[type(self).__name__, self.training] += 1
-        return self.head(self.body(images).mean((2, 3)))
-
-
-class TeacherNet(Net):
-    pass
-
-
-class Pictures(list[tuple[Tensor, int]]):
-    def new_empty(self) -> Pictures:
-        return Pictures()
-
-
-def _data(seed: int, images: int = IMAGES) -> Pictures:
-    """Images whose first pixel holds their number."""
-    generator = torch.Generator().manual_seed(seed)
-    data = [torch.rand(1, 8, 8, generator=generator) for _ in range(images)]
-    for number, image in enumerate(data):
-        image[0, 0, 0] = number / images
-    return Pictures((image, number % CLASSES) for number, image in enumerate(data))
-
-
-def _learner(model: nn.Module, folder: Path | None = None, **options: Any) -> Any:
-    from fastai.data.core import DataLoaders
-    from fastai.data.load import DataLoader
-    from fastai.learner import Learner
-    from fastai.losses import CrossEntropyLossFlat
-    from fastai.optimizer import SGD
-
-    shuffle = options.pop("shuffle", False)
-    loaders = DataLoaders(
-        DataLoader(_data(0), bs=BATCH, shuffle=shuffle, num_workers=0),
-        DataLoader(_data(1, 10), bs=BATCH, num_workers=0),
-        device=torch.device("cpu"),
-    )
-    options = {"loss_func": CrossEntropyLossFlat(), "opt_func": SGD, "lr": 0.1, "path": folder} | options
-    learn = Learner(loaders, model, **options)
-    learn.logger = lambda *told: None
-    return learn
-
-
-def _callback(teacher: Any, **options: Any) -> Any:
-    from understudy.integrations.fastai import DistillationCallback
-
-    return DistillationCallback(teacher, **options)
-
-
-def _at(**events: Any) -> Any:
-    """Return a callback that runs last; each event is given the learner."""
-    from fastai.callback.core import Callback
-
-    seen = Callback(**{event: (lambda self, do=do: do(self.learn)) for event, do in events.items()})
-    seen.order = 1000
-    return seen
-
-
-def _hooks(*networks: nn.Module) -> int:
-    return sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks) for net in networks for module in net.modules()
-    )
-
-
-def _state(net: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in net.state_dict().items()}
-
-
-def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def _by_hand(student: nn.Module, teacher: nn.Module, **options: Any) -> None:
@@ -191,10 +114,6 @@ def test_the_teacher_is_left_as_it_is() -> None:
     assert all(module.training for module in teacher.modules())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in teacher.parameters())
     assert _hooks(teacher) == 0
-
-
-def _projectors(learn: Any) -> nn.Module:
-    return learn.distillation._lesson.distiller.projectors
 
 
 @pytest.mark.parametrize("optimizer", ["fastai", "torch", "ready"])
@@ -349,162 +268,3 @@ def test_it_can_be_exported_after_an_interruption(tmp_path: Path) -> None:
         learn.fit(1)
     learn.export("whole.pkl")
     assert b"TeacherNet" not in (tmp_path / "whole.pkl").read_bytes()
-
-
-def test_what_cannot_be_is_said_in_one_sentence() -> None:
-    learn = _learner(Net(1))
-    with pytest.raises(ModelError, match=r"^The student answers \[8, 3\] and the teacher \[8, 5\].*same classes"):
-        learn.fit(1, cbs=_callback(TeacherNet(0, classes=5)))
-    with pytest.raises(ConfigError, match=r"^The teacher is a fastai Learner or a torch module, not a str\.$"):
-        _callback("resnet18")
-    with pytest.raises(ConfigError, match="Did you mean 'attention'"):
-        _callback(TeacherNet(0), method="atention")
-    with pytest.raises(ConfigError, match="either alpha or"):
-        learn.fit(1, cbs=_callback(TeacherNet(0), alpha=0.5, ce_weight=1.0))
-
-
-def test_classes_in_another_order_are_refused() -> None:
-    teacher, learn = _learner(TeacherNet(0)), _learner(Net(1))
-    teacher.dls.vocab, learn.dls.vocab = ["cat", "dog", "fox"], ["cat", "fox", "dog"]
-    with pytest.raises(ConfigError, match="The teacher's class 1 is 'dog' and the student's 'fox'"):
-        learn.fit(1, cbs=_callback(teacher))
-
-
-def test_methods_that_say_nothing_of_two_classes_warn() -> None:
-    learn = _learner(Net(1))
-    taught = _callback(TeacherNet(0), method="dkd")
-    with pytest.warns(UserWarning, match="With 2 classes dkd says little or nothing"):
-        taught._warn_of_few(2)
-    learn.fit(1, cbs=taught)  # three classes: no warning, which would be an error here
-
-
-def test_positions_tell_which_image_it_is() -> None:
-    seen: list[bool] = []
-
-    def compare(learn: Any) -> None:
-        if learn.training:
-            images = learn.xb[0]
-            numbers = (images[:, 0, 0, 0] * IMAGES).round().long()
-            seen.append(torch.equal(learn.distillation._positions_of(images), numbers))
-
-    learn = _learner(Net(1), shuffle=True, cbs=[_callback(TeacherNet(0, 8), method="crd"), _at(after_batch=compare)])
-    learn.fit(2)
-    assert seen == [True] * 6
-
-
-def test_a_loader_that_does_not_tell_is_refused_where_it_has_to() -> None:
-    from fastai.data.core import DataLoaders
-
-    learn = _learner(Net(1))
-    plain = torch.utils.data.DataLoader(_data(0), batch_size=BATCH)
-    learn.dls = DataLoaders(plain, plain, device=torch.device("cpu"))
-    learn.fit(1, cbs=_callback(TeacherNet(0)))
-    with pytest.raises(ConfigError, match="remembers each image, so it needs fastai's DataLoader"):
-        learn.fit(1, cbs=_callback(TeacherNet(0), method="crd"))
-
-
-def test_mixup_reaches_the_teacher_and_is_refused_where_one_label_is_needed() -> None:
-    from fastai.callback.mixup import MixUp
-
-    student = Net(1)
-    learn = _learner(student, cbs=MixUp())
-    learn.fit(1, cbs=_callback(TeacherNet(0)))
-    assert not _same(_state(Net(1)), student.state_dict())
-    with pytest.raises(ConfigError, match="'dkd' needs to know which one image and class it sees, and mix_up mixes"):
-        learn.fit(1, cbs=_callback(TeacherNet(0), method="dkd"))
-
-
-def test_accumulated_steps_move_projectors_as_seldom_as_the_student() -> None:
-    from fastai.callback.training import GradientAccumulation
-
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def note(learn: Any) -> None:
-        if learn.training:
-            projector = next(_projectors(learn).parameters())
-            seen.append((projector.detach().clone(), learn.model.head.weight.detach().clone()))
-
-    taught = _callback(TeacherNet(0, 8), method="kd+hint")
-    _learner(Net(1)).fit(1, cbs=[taught, GradientAccumulation(2 * BATCH), _at(after_batch=note)])
-    moved = [[not torch.equal(a, b) for a, b in zip(one, other, strict=True)] for one, other in pairwise(seen)]
-    assert moved == [[True, True], [False, False]]
-
-
-def _mixed_precision(*, half: bool) -> Any:
-    """Return fastai's own callback on this processor; it is made for CUDA."""
-    from fastai.callback.fp16 import MixedPrecision
-
-    class OnProcessor(MixedPrecision):
-        def before_fit(self) -> None:
-            self.autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=half)
-            self.learn.scaler, self.scales = torch.amp.GradScaler("cpu", init_scale=1024.0), []
-
-    return OnProcessor()
-
-
-def test_scaled_gradients_move_projectors_as_others_do() -> None:
-    ends: list[dict[str, Tensor]] = []
-    for precision in ([], [_mixed_precision(half=False)]):
-        torch.manual_seed(0)
-        student, taught = Net(1), _callback(TeacherNet(0, 8), method="hint")
-        torch.manual_seed(0)
-        _learner(student).fit(1, cbs=[taught, *precision])
-        ends.append({**student.state_dict(), **taught._kept[1]})
-    torch.testing.assert_close(ends[0], ends[1])
-
-
-@pytest.mark.parametrize("method", ["kd", "hint", "rkd"])
-def test_half_precision_trains(method: str) -> None:
-    student = Net(1)
-    learn = _learner(student)
-    learn.fit(1, lr=1e-3, cbs=[_callback(TeacherNet(0, 8), method=method), _mixed_precision(half=True)])
-    assert all(torch.isfinite(loss) for loss in learn.recorder.losses)
-    assert not torch.equal(student.head.weight, Net(1).head.weight)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_teaches(method: str) -> None:
-    student = Net(1)
-    learn = _learner(student)
-    learn.fit(1, lr=1e-4, cbs=_callback(TeacherNet(0, 8), method=method))
-    assert all(torch.isfinite(loss) for loss in learn.recorder.losses)
-    assert not torch.equal(student.head.weight, Net(1).head.weight)
-    assert _hooks(student) == 0
-
-
-def test_schedules_follow_the_fit() -> None:
-    weights: list[float] = []
-    schedule = Schedule("linear", 1.0, 0.0)
-
-    def note(learn: Any) -> None:
-        if learn.training:
-            weights.append(schedule.value(learn.distillation._lesson.distiller._progress))
-
-    term = Term("kd", partial(kd, temperature=2.0), weight=schedule)
-    _learner(Net(1)).fit(2, cbs=[_callback(TeacherNet(0), terms=[term]), _at(after_batch=note)])
-    assert weights == pytest.approx([1 - step / 6 for step in range(6)])
-
-
-def test_parts_can_be_columns() -> None:
-    taught = _callback(TeacherNet(0), method="kd", temperature=2.0, alpha=0.25)
-    learn = _learner(Net(1), metrics=taught.part_metrics, lr=0.0)
-    learn.fit(1, cbs=taught)
-    assert list(learn.recorder.metric_names[3:5]) == ["train_ce", "train_kd"]
-    ce, soft = learn.recorder.values[-1][2:]
-    losses = torch.stack([torch.as_tensor(float(one)) for one in learn.recorder.losses])
-    assert soft > 0
-    assert 0.75 * ce + 0.25 * soft == pytest.approx(float(losses[-1]), rel=0.02)
-
-
-def test_a_missing_fastai_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fastai.callback.core", None)
-    monkeypatch.delitem(sys.modules, "understudy.integrations.fastai", raising=False)
-    with pytest.raises(ConfigError, match=r"pip install 'understudy\[fastai\]'"):
-        importlib.import_module("understudy.integrations.fastai")
-
-
-def test_the_example_teaches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "examples"))
-    reached = importlib.import_module("fastai_callback").main()
-    assert reached["teacher"] > 0.9
-    assert reached["distilled"] > 0.6

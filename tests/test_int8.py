@@ -1,71 +1,29 @@
-"""Eight bits after training: the file, its answers, its layers, and what is refused."""
+"""Eight bits after training: the file, its answers, other networks, and files whose activations are signed."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-from sklearn.datasets import load_digits
 from torch import nn
-from torch.nn import functional as F
 
-from understudy.errors import DataError, ModelError
+from int8_files import DIGITS, TESTED, Images, batches, data, edited, float_file, int8_file, logits, net, write
+from understudy.errors import ModelError
 from understudy.export import conformance
 from understudy.export.int8 import examine, quantize, shift_to_uint8
-from understudy.export.onnx import describe, export_onnx, labels
-from understudy.models.small import cifar_small, mnist_small
+from understudy.export.onnx import describe, labels
+from understudy.models.small import cifar_small
 from understudy.record import InputSpec
 
-SPEC = InputSpec(channels=1, sizes=(8,), mean=(0.3,), std=(0.35,))
+__all__ = ["batches", "data", "float_file", "int8_file", "net"]  # fixtures
+
 COLOUR = InputSpec(channels=3, sizes=(32,), mean=(0.5,), std=(0.25,))
-DIGITS = [str(digit) for digit in range(10)]
-Images = np.ndarray
-TRAINED, TESTED = slice(0, 600), slice(600, 1797)
-
-
-def digits() -> tuple[Images, np.ndarray]:
-    """Return the digits of scikit-learn, uint8 [1797, 8, 8, 1], and their labels."""
-    found = load_digits()
-    return (found.images * (255 / 16)).round().astype(np.uint8)[..., None], found.target
-
-
-def trained(images: Images, truth: np.ndarray, steps: int = 60) -> nn.Module:
-    torch.manual_seed(0)
-    net = mnist_small(10, 1, 8)
-    inputs = (torch.from_numpy(images[TRAINED]).permute(0, 3, 1, 2).float() / 255 - 0.3) / 0.35
-    wanted = torch.from_numpy(truth[TRAINED])
-    optimizer = torch.optim.Adam(net.parameters(), lr=2e-2)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        F.cross_entropy(net(inputs), wanted).backward()
-        optimizer.step()
-    return net.eval()
-
-
-def write(path: Path, net: nn.Module, spec: InputSpec = SPEC, *, temperature: float = 1.0) -> Path:
-    channels = 1 if spec.channels == 1 else 3
-    export_onnx(
-        net,
-        spec,
-        network_channels=channels,
-        classes=DIGITS,
-        path=path,
-        provenance={"architecture": "tiny", "data": "0123"},
-        temperature=temperature,
-    )
-    return path
-
-
-def logits(path: Path, images: Images) -> np.ndarray:
-    answer: np.ndarray = conformance.open_session(path, threads=1).run(["logits"], {"image": images})[0]
-    return answer
 
 
 def constants(graph: GraphProto) -> dict[str, np.ndarray]:
@@ -77,33 +35,6 @@ def operations(path: Path, name: str) -> list[str]:
     graph = onnx.load(path).graph
     node = next(node for node in graph.node if node.name == name)
     return [other.op_type for other in graph.node if not set(other.output).isdisjoint(node.input)]
-
-
-@pytest.fixture(scope="module")
-def data() -> tuple[Images, np.ndarray]:
-    return digits()
-
-
-@pytest.fixture(scope="module")
-def batches(data: tuple[Images, np.ndarray]) -> list[Images]:
-    return [data[0][start : start + 50] for start in range(0, 300, 50)]
-
-
-@pytest.fixture(scope="module")
-def net(data: tuple[Images, np.ndarray]) -> nn.Module:
-    return trained(*data)
-
-
-@pytest.fixture(scope="module")
-def float_file(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("int8") / "model.onnx", net)
-
-
-@pytest.fixture(scope="module")
-def int8_file(float_file: Path, batches: list[Images]) -> Path:
-    path = float_file.with_name("int8.onnx")
-    quantize(float_file, path, batches)
-    return path
 
 
 # The file
@@ -210,91 +141,6 @@ def test_it_is_quiet_and_leaves_nothing_behind(
     assert [path.name for path in sorted(float_file.parent.iterdir())] == before
 
 
-# Layers that stay float
-
-
-@pytest.mark.parametrize(("keep", "kept"), [(["conv2"], ["conv2"]), (["head", "conv1"], ["conv1", "head"])])
-def test_layers_kept_float(
-    tmp_path: Path, float_file: Path, batches: list[Images], keep: list[str], kept: list[str]
-) -> None:
-    path = tmp_path / "int8.onnx"
-    quantize(float_file, path, batches, keep_float=keep)
-    tensors = {tensor.name: tensor.data_type for tensor in onnx.load(path).graph.initializer}
-    for name in ("conv1", "conv2", "head"):
-        assert (tensors.get(f"{name}.weight") == TensorProto.FLOAT) == (name in kept)
-        assert (tensors.get(f"{name}.weight_quantized") == TensorProto.INT8) == (name not in kept)
-    assert [note.name for note in examine(float_file, path, batches) if note.kept_float] == kept
-    assert describe(path)["quantization"]["keep_float"] == kept
-
-
-@pytest.mark.parametrize(
-    ("keep", "message"),
-    [
-        (["conv3"], "Unknown layer 'conv3'. Did you mean 'conv"),
-        (["conv"], "Unknown layer 'conv'. Did you mean 'conv"),
-        (["head.weight"], "Unknown layer 'head.weight'"),
-        (["conv1", "conv2", "head"], "no convolution or linear layer to quantize"),
-    ],
-)
-def test_layers_that_cannot_be_kept(
-    tmp_path: Path, float_file: Path, batches: list[Images], keep: list[str], message: str
-) -> None:
-    with pytest.raises(ModelError, match=message):
-        quantize(float_file, tmp_path / "int8.onnx", batches, keep_float=keep)
-    assert not list(tmp_path.iterdir())
-
-
-# Notes on layers
-
-
-def test_notes_tell_ranges_and_errors(
-    net: nn.Module, float_file: Path, int8_file: Path, data: tuple[Images, np.ndarray], batches: list[Images]
-) -> None:
-    seen: dict[str, torch.Tensor] = {}
-    for name, module in net.named_children():
-        module.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
-    with torch.no_grad():
-        net((torch.from_numpy(data[0][:300]).permute(0, 3, 1, 2).float() / 255 - 0.3) / 0.35)
-    notes = {note.name: note for note in examine(float_file, int8_file, iter(batches))}
-    assert list(notes) == ["conv1", "conv2", "head"]
-    for name, note in notes.items():
-        assert (note.low, note.high) == pytest.approx((seen[name].min().item(), seen[name].max().item()), rel=1e-4)
-        assert 1e-3 < note.error < 0.03
-        assert not note.kept_float
-    exact, rounded = (logits(path, data[0][:300]) for path in (float_file, int8_file))
-    assert notes["head"].error == pytest.approx(np.linalg.norm(exact - rounded) / np.linalg.norm(exact), rel=1e-3)
-
-
-def edited(source: Path, target: Path, edit: Callable[[ModelProto], None]) -> Path:
-    model = onnx.load(source)
-    edit(model)
-    onnx.save(model, target)
-    return target
-
-
-def test_notes_name_a_bad_layer(tmp_path: Path, float_file: Path, int8_file: Path, batches: list[Images]) -> None:
-    def spoil(model: ModelProto) -> None:
-        scale = next(tensor for tensor in model.graph.initializer if tensor.name == "conv2.weight_scale")
-        scale.CopyFrom(numpy_helper.from_array(1.5 * numpy_helper.to_array(scale), scale.name))
-
-    good = examine(float_file, int8_file, batches)
-    bad = examine(float_file, edited(int8_file, tmp_path / "bad.onnx", spoil), batches)
-    assert bad[0] == good[0]
-    assert bad[1].error > 0.3 > 10 * good[1].error
-    assert bad[2].error > good[2].error  # what a layer takes over from those before it
-
-
-def test_layers_of_other_names_are_paired_by_place(
-    tmp_path: Path, float_file: Path, int8_file: Path, batches: list[Images]
-) -> None:
-    def rename(model: ModelProto) -> None:
-        for number, node in enumerate(model.graph.node):
-            node.name = f"node{number}"
-
-    renamed = edited(int8_file, tmp_path / "renamed.onnx", rename)
-    assert examine(float_file, renamed, batches) == examine(float_file, int8_file, batches)
-
-
 # Other networks
 
 
@@ -361,63 +207,6 @@ def test_a_network_that_normalises_by_the_batch(tmp_path: Path) -> None:
     notes = examine(path, tmp_path / "int8.onnx", [images])
     assert len(notes) == 8
     assert max(note.error for note in notes) < 0.2
-
-
-# What is refused
-
-
-def test_batches_of_another_kind(tmp_path: Path, float_file: Path) -> None:
-    def none() -> Iterator[Images]:
-        yield from ()
-
-    for empty in (none(), [np.zeros((0, 8, 8, 1), np.uint8)]):
-        with pytest.raises(DataError, match="no image to calibrate"):
-            quantize(float_file, tmp_path / "int8.onnx", empty)
-    for shape, kind in [((2, 8, 8, 3), np.uint8), ((8, 8, 1), np.uint8), ((2, 8, 8, 1), np.float32)]:
-        with pytest.raises(DataError, match=r"batches of uint8 images \[n, height, width, 1\]"):
-            quantize(float_file, tmp_path / "int8.onnx", [np.zeros(shape, kind)])
-    assert not list(tmp_path.iterdir())
-
-
-def test_files_of_another_kind(tmp_path: Path, float_file: Path, int8_file: Path, batches: list[Images]) -> None:
-    (tmp_path / "text.onnx").write_bytes(b"no model")
-    target = tmp_path / "int8.onnx"
-    with pytest.raises(ModelError, match="damaged or not an ONNX file"):
-        quantize(tmp_path / "text.onnx", target, batches)
-    with pytest.raises(ModelError, match="is quantized already"):
-        quantize(int8_file, target, batches)
-    before = float_file.read_bytes()
-    with pytest.raises(ModelError, match="is the float file itself"):
-        quantize(float_file, float_file.parent / "." / float_file.name, batches)
-    assert float_file.read_bytes() == before
-    assert not target.exists()
-
-
-@pytest.mark.parametrize("method", ["minmax", "percentile"])
-def test_values_that_are_no_numbers(tmp_path: Path, float_file: Path, batches: list[Images], method: str) -> None:
-    def spoil(model: ModelProto) -> None:
-        weights = next(tensor for tensor in model.graph.initializer if tensor.name == "conv2.weight")
-        values = numpy_helper.to_array(weights).copy()
-        values[3] = np.nan
-        weights.CopyFrom(numpy_helper.from_array(values, weights.name))
-
-    bad = edited(float_file, tmp_path / "bad.onnx", spoil)
-    with pytest.raises(ModelError, match="values at 'conv2' are not all finite") as error:
-        quantize(bad, tmp_path / "int8.onnx", batches, method=method)  # type: ignore[arg-type]
-    assert "\n" not in str(error.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["bad.onnx"]
-
-
-def test_a_network_without_layers(tmp_path: Path, batches: list[Images], int8_file: Path) -> None:
-    class Means(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return images.flatten(1)[:, :10]
-
-    path = write(tmp_path / "float.onnx", Means())
-    with pytest.raises(ModelError, match="no convolution or linear layer"):
-        quantize(path, tmp_path / "int8.onnx", batches)
-    with pytest.raises(ModelError, match="do not hold the same layers"):
-        examine(path, int8_file, batches)
 
 
 # From int8 to uint8 activations

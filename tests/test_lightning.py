@@ -1,8 +1,7 @@
-"""Lightning's own Trainer, callbacks, loggers and checkpoints with our tasks."""
+"""Lightning's own Trainer, callbacks and loggers with our tasks."""
 
 from __future__ import annotations
 
-import copy
 import csv
 import importlib.util
 import runpy
@@ -15,8 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
+from lightning_fits import SGD, WARNINGS, data, net, same, shuffled, state, trainer, val
 from understudy import Distiller, losses
 from understudy.distillation import Term
 from understudy.distillation.schedules import Schedule
@@ -24,37 +24,15 @@ from understudy.errors import ConfigError, DataError
 
 pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint  # noqa: E402
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 
 from understudy.integrations.lightning import ClassificationTask, DistillationTask, adamw  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,  # the import alone takes seconds
-    # Lightning's advice on speed, which tests do not need
-    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
-    # a test that is not about validation has none
-    pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
+    *WARNINGS,
 ]
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "lightning_task.py"
-SGD = partial(torch.optim.SGD, lr=0.1)
-
-
-def net(channels: int, seed: int) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Sequential(nn.Conv2d(1, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(), nn.MaxPool2d(2)),
-        nn.Sequential(nn.Conv2d(channels, 2 * channels, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(1)),
-        nn.Flatten(),
-        nn.Dropout(0.2),
-        nn.Linear(2 * channels, 3),
-    )
-
-
-def data(images: int = 24) -> TensorDataset:
-    generator = torch.Generator().manual_seed(0)
-    return TensorDataset(torch.rand(images, 1, 8, 8, generator=generator), torch.arange(images) % 3)
 
 
 class Rows(Dataset[dict[str, Any]]):
@@ -69,33 +47,6 @@ class Rows(Dataset[dict[str, Any]]):
     def __getitem__(self, position: int) -> dict[str, Any]:
         image, label = data()[position]
         return {self.names[0]: image, self.names[1]: label, "index": position, "file": f"{position}.png"}
-
-
-def shuffled(batch_size: int = 8) -> DataLoader[Any]:
-    return DataLoader(data(), batch_size=batch_size, shuffle=True)
-
-
-def val() -> DataLoader[Any]:
-    return DataLoader(data(), batch_size=24)
-
-
-def trainer(folder: Path, *, max_epochs: int = 2, **more: Any) -> Any:
-    """Return a quiet Trainer on the CPU."""
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    usual = {"accelerator": "cpu", "devices": 1, "default_root_dir": folder, "log_every_n_steps": 1}
-    return pl.Trainer(max_epochs=max_epochs, **{**usual, **quiet, "enable_checkpointing": False, **more})
-
-
-def state(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-
-
-def hooks(module: nn.Module) -> int:
-    return sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in module.modules())
 
 
 def by_hand(distiller: Distiller, *, seed: int, epochs: int) -> dict[str, Tensor]:
@@ -210,97 +161,6 @@ def test_callbacks_and_loggers_see_every_term(tmp_path: Path) -> None:
         assert line in told
 
 
-def saved(task: Any, folder: Path, *, max_epochs: int = 2) -> Path:
-    """Train, save, and return the path of the checkpoint."""
-    fitting = trainer(folder, max_epochs=max_epochs)
-    fitting.fit(task, shuffled())
-    fitting.save_checkpoint(folder / "task.ckpt")
-    return folder / "task.ckpt"
-
-
-@pytest.mark.parametrize("method", ["kd", "kd+hint"])
-def test_a_checkpoint_has_no_teacher_and_is_loaded_again(method: str, tmp_path: Path) -> None:
-    task = DistillationTask(net(64, 0), net(4, 1), method=method, temperature=4, optimizer=SGD)
-    path = saved(task, tmp_path)
-    kept = torch.load(path, weights_only=True)
-    assert {name.split(".")[0] for name in kept["state_dict"]} <= {"model", "projectors"}
-    teacher_bytes = sum(one.numel() * 4 for one in net(64, 0).parameters())
-    assert path.stat().st_size < teacher_bytes
-    again = DistillationTask.load_from_checkpoint(path, teacher=net(64, 0), student=net(4, 2), strict=True)
-    assert same(state(again), state(task))
-    assert again.hparams["temperature"] == 4
-    trainer(tmp_path, max_epochs=1).fit(again, shuffled())  # goes on with the projectors that were loaded
-    assert not same(state(again), state(task))
-
-
-def test_a_distilled_checkpoint_is_a_classifier_without_its_teacher(tmp_path: Path) -> None:
-    task = DistillationTask(net(8, 0), net(4, 1))
-    alone = ClassificationTask.load_from_checkpoint(saved(task, tmp_path), model=net(4, 2))
-    assert same(state(alone.model), state(task.student))
-
-
-class Own(DistillationTask):
-    """A user's own task, with an argument of its own."""
-
-    def __init__(self, teacher: nn.Module, student: nn.Module, note: str = "", **more: Any) -> None:
-        super().__init__(teacher, student, **more)
-        self.note = note
-
-
-def test_a_user_may_derive_a_task(tmp_path: Path) -> None:
-    path = saved(Own(net(8, 0), net(4, 1), alpha=0.3), tmp_path)
-    again = Own.load_from_checkpoint(path, teacher=net(8, 0), student=net(4, 2))
-    assert again.hparams["alpha"] == 0.3
-
-
-@pytest.mark.parametrize("method", ["kd", "kd+hint"])
-def test_a_resumed_fit_ends_where_an_uninterrupted_one_does(method: str, tmp_path: Path) -> None:
-    def task() -> DistillationTask:
-        student = nn.Sequential(*(one for one in net(4, 1) if not isinstance(one, nn.Dropout)))
-        torch.manual_seed(5)
-        return DistillationTask(net(8, 0), student, method=method, optimizer=partial(adamw, lr=1e-2))
-
-    ordered = DataLoader(data(), batch_size=8)
-    whole = task()
-    trainer(tmp_path, max_epochs=4).fit(whole, ordered)
-    first = trainer(tmp_path, max_epochs=2)
-    half = task()
-    first.fit(half, ordered)
-    first.save_checkpoint(tmp_path / "half.ckpt")
-    resumed = task()
-    trainer(tmp_path, max_epochs=4).fit(resumed, ordered, ckpt_path=tmp_path / "half.ckpt")
-    assert not same(state(half), state(whole))
-    assert same(state(resumed), state(whole))
-
-
-def test_no_hook_is_left_and_a_second_fit_goes_on(tmp_path: Path) -> None:
-    teacher, student = net(8, 0), net(4, 1)
-    task = DistillationTask(teacher, student, method="kd+hint")
-    assert hooks(teacher) == hooks(student) == 0
-    trainer(tmp_path).fit(task, shuffled())
-    assert hooks(teacher) == hooks(student) == 0
-    first = state(task.projectors)
-    trainer(tmp_path, max_epochs=0).fit(task, shuffled())
-    assert same(state(task.projectors), first)
-    trainer(tmp_path).fit(task, shuffled())
-    assert not same(state(task.projectors), first)
-    copy.deepcopy(task)
-
-
-class Failing(pl.Callback):
-    def on_train_batch_end(self, *_: Any) -> None:
-        raise RuntimeError("a user's fault")
-
-
-def test_a_fit_after_an_error_starts_clean(tmp_path: Path) -> None:
-    student = net(4, 1)
-    task = DistillationTask(net(8, 0), student, method="kd+hint")
-    with pytest.raises(RuntimeError, match="a user's fault"):
-        trainer(tmp_path, callbacks=[Failing()]).fit(task, shuffled())
-    trainer(tmp_path).fit(task, shuffled())
-    assert hooks(student) == 0
-
-
 def test_looking_at_the_first_batch_leaves_random_numbers_alone(tmp_path: Path) -> None:
     class Order(pl.Callback):
         def __init__(self) -> None:
@@ -378,16 +238,6 @@ def test_half_precision_and_accumulation(method: str, tmp_path: Path) -> None:
     assert fitting.global_step == 6
     assert torch.isfinite(fitting.callback_metrics["train_loss"])
     assert not same(state(task.student), before)
-
-
-def test_weights_may_be_averaged_and_the_best_kept(tmp_path: Path) -> None:
-    example = data().tensors[0][:2]
-    task = DistillationTask(net(8, 0), net(4, 1), method="kd+hint", example=example)
-    best = ModelCheckpoint(tmp_path, monitor="val_accuracy", mode="max")
-    callbacks = [EMAWeightAveraging(decay=0.5), best]
-    trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True).fit(task, shuffled(), val())
-    kept = torch.load(best.best_model_path, weights_only=True)["state_dict"]
-    assert kept.keys() == task.state_dict().keys()
 
 
 def test_a_task_may_be_the_teacher(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from browser import Browser, find
 from compressed_record import RUNTIME, compressed_record, form
+from report_page import HOSTILE, Page
 from sample_record import sample_record, train_record
-from test_report import HOSTILE, Page
 from understudy.record import Interval, Latency
 from understudy.report import labels, pareto
 from understudy.report.labels import Spot

@@ -1,15 +1,10 @@
-"""Whole runs through the API: what is in the folder, what the numbers say, what is done again and what is not."""
+"""Whole runs through the API: what is in the folder, what makes the comparison fair, the numbers, and the choice."""
 
 from __future__ import annotations
 
-import html
 import json
 import math
-import os
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,34 +14,17 @@ from PIL import Image
 
 import small_runs
 import understudy
-from small_runs import SEEDS, STAGES, stripes, tiny, weights, work_done
+from finished_run import MODELS, copied, finished, photos
+from small_runs import SEEDS, STAGES, tiny, weights
 from understudy import api, config
 from understudy import record as records
 from understudy.data.store import Store, open_store
-from understudy.errors import ConfigError, Interrupted, ModelError, RunError, TrainingError
 from understudy.models import build, files
 from understudy.models.classifier import Classifier
 from understudy.pipeline import judge
 from understudy.record import InputSpec, Metrics
 
-MODELS = ["teacher", "baseline-0", "student-0", "baseline-1", "student-1"]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stripes(tmp_path_factory.mktemp("data") / "photos")
-
-
-@pytest.fixture(scope="module")
-def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> api.DistillResult:
-    """A finished run. Tests only look at it."""
-    return small_runs.distilled(photos, tmp_path_factory.mktemp("finished") / "run")
-
-
-@pytest.fixture
-def copied(finished: api.DistillResult, tmp_path: Path) -> Path:
-    """A copy of the finished run, to be disturbed."""
-    return Path(shutil.copytree(finished.folder, tmp_path / "run"))
+__all__ = ["copied", "finished", "photos"]  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -60,31 +38,9 @@ def logits(finished: api.DistillResult) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-@pytest.fixture
-def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_runs.without_export(monkeypatch)
-
-
 def truth(store: Store, split: str) -> np.ndarray:
     """The right answers, from the names of the files: train/cat/000.png."""
     return np.array([store.classes.index(store.names[row].split("/")[1]) for row in store.splits[split]])
-
-
-def stop_in(name: str) -> tuple[Callable[..., None], Callable[[], bool]]:
-    """Return a progress and a stop: training `name` is stopped at the first step after it has told of one."""
-    seen: list[str] = []
-
-    def progress(task: str, /, *, done: int, total: int, note: str = "") -> None:
-        seen.append(task)
-
-    return progress, lambda: seen[-1:] == [name]
-
-
-def interrupt(source: Path, folder: Path, name: str) -> None:
-    """Start a run whose epochs tell of themselves, and stop it within the training of a model."""
-    progress, stop = stop_in(name)
-    with pytest.raises(Interrupted):
-        api.run(tiny(source), folder, progress=progress, stop=stop)
 
 
 # --- the record and the folder ---
@@ -208,6 +164,18 @@ def test_the_best_epoch_is_kept(finished: api.DistillResult, logits: dict[str, n
         best = max(model.epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_nll))
         assert model.best_epoch == best.epoch
         assert (logits[f"val/{name}"].argmax(1) == labels).mean() == pytest.approx(best.val_accuracy)
+
+
+def test_spec_of_the_student_is_measured_on_training_images_only(
+    finished: api.DistillResult, store: Store, photos: Path
+) -> None:
+    card = files.read_card(finished.folder / "student-0/model.safetensors")
+    pixels = np.stack([np.asarray(Image.open(path)) for path in sorted(photos.glob("train/*/*.png"))]) / 255
+    expected = InputSpec(
+        channels=1, sizes=(10,), mean=(round(float(pixels.mean()), 4),), std=(round(float(pixels.std()), 4),)
+    )
+    assert card.input == expected
+    assert card.classes == ["cat", "dog"]
 
 
 # --- the numbers ---
@@ -336,355 +304,3 @@ def test_a_student_that_is_better_on_the_test_images_is_not_chosen(
     assert [test.accuracy for test in tests if test] == pytest.approx([0.9, 0.6])
     assert record.chosen == "student-1"
     assert asked == ["val"] * 5 + ["test"] * 5  # and the test images are looked at last
-
-
-# --- a second call ---
-
-
-def test_a_second_call_does_no_work(copied: Path, photos: Path) -> None:
-    before, known = small_runs.snapshot(copied), records.load(copied)
-    result = api.run(tiny(photos), copied)
-    after = small_runs.snapshot(copied)
-    may_change = {"report.html", "record.json", "log.txt"}
-    assert {name: seen for name, seen in after.items() if name not in may_change} == {
-        name: seen for name, seen in before.items() if name not in may_change
-    }
-    assert work_done(result.record) == work_done(known)
-    assert result.record.status == "done"
-
-
-def test_a_second_call_leaves_what_was_measured(copied: Path) -> None:
-    before = records.load(copied)
-    after = api.resume(copied).record
-    assert before.environment is not None
-    assert after.environment is not None
-    assert (after.environment.peak_memory_bytes or 0) >= (before.environment.peak_memory_bytes or 1)
-    left_out: Any = {"seconds": True, "environment": {"peak_memory_bytes"}}
-    assert after.model_dump(exclude=left_out) == before.model_dump(exclude=left_out)
-
-
-@pytest.mark.parametrize(
-    ("lost", "again"),
-    [
-        ("teacher/model.safetensors", {"teacher", "gate"}),
-        ("baseline-0/model.safetensors", {"baseline-0"}),
-        ("student-1/model.safetensors", {"student-1"}),
-        ("student-1/model.json", {"student-1"}),
-        ("predictions.npz", {"evaluate"}),
-        pytest.param("export/student.onnx", {"export"}, marks=pytest.mark.slow),
-    ],
-)
-def test_a_lost_file_is_made_again_and_nothing_else(
-    lost: str, again: set[str], copied: Path, finished: api.DistillResult
-) -> None:
-    (copied / lost).unlink()
-    record = api.resume(copied).record
-    before, after = work_done(finished.record), work_done(record)
-    assert {name for name in after if after[name] != before[name]} == again
-    assert weights(copied) == weights(finished.folder)
-    assert (copied / lost).is_file()
-    assert record.verdict == finished.record.verdict
-
-
-def test_what_a_kill_left_half_written_is_removed(copied: Path) -> None:
-    """The name is that of `storage.atomic_path`; there may be gigabytes of it."""
-    torn = copied / "student-0/.checkpoint-0123.safetensors.a1b2c3.tmp"
-    torn.write_bytes(b"half")
-    api.resume(copied)
-    assert not torn.exists()
-
-
-def test_damaged_weights_are_refused_with_the_file(copied: Path) -> None:
-    path = copied / "student-0" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    (copied / "predictions.npz").unlink()
-    with pytest.raises(ModelError, match="student-0"):
-        api.resume(copied)
-
-
-@pytest.mark.usefixtures("no_export")
-def test_a_finished_run_stays_finished_where_its_images_are_gone(tmp_path: Path) -> None:
-    """Say, on a disk that is not plugged in."""
-    source = stripes(tmp_path / "photos")
-    small_runs.distilled(source, tmp_path / "run")
-    source.rename(tmp_path / "elsewhere")
-    with pytest.raises(understudy.UnderstudyError, match="photos"):
-        api.resume(tmp_path / "run")
-    assert records.load(tmp_path / "run").status == "done"
-    (tmp_path / "elsewhere").rename(source)
-    assert api.resume(tmp_path / "run").record.status == "done"
-
-
-# --- stopped, and gone on with ---
-
-
-@pytest.mark.usefixtures("no_export")
-def test_a_stopped_run_says_so_and_goes_on(photos: Path, finished: api.DistillResult, tmp_path: Path) -> None:
-    interrupt(photos, tmp_path / "run", "student-0")
-    halfway = records.load(tmp_path / "run")
-    assert (halfway.status, halfway.verdict) == ("failed", None)
-    assert list(halfway.stages) == ["teacher", "gate", "baseline-0"]
-    assert len(list((tmp_path / "run/student-0").glob("checkpoint-*.safetensors"))) == 1
-    record = api.resume(tmp_path / "run").record
-    assert (record.status, record.failure) == ("done", None)
-    assert weights(tmp_path / "run") == weights(finished.folder)
-    kept = work_done(halfway)
-    assert {name: work_done(record)[name] for name in kept} == kept
-    assert not list((tmp_path / "run").glob("*/checkpoint-*"))
-
-
-def test_the_report_of_a_stopped_run_says_so(photos: Path, tmp_path: Path) -> None:
-    interrupt(photos, tmp_path / "run", "baseline-0")
-    page = (tmp_path / "run/report.html").read_text()
-    assert records.load(tmp_path / "run").failure == "stopped before its end"
-    assert "stopped before its end" in page
-
-
-@pytest.mark.usefixtures("no_export")
-def test_images_changed_in_between_make_the_trainings_again(tmp_path: Path) -> None:
-    source = stripes(tmp_path / "photos")
-    interrupt(source, tmp_path / "run", "student-0")
-    before = records.load(tmp_path / "run")
-    Image.fromarray(np.full((10, 10), 7, np.uint8)).save(source / "train/cat/000.png")
-    record = api.resume(tmp_path / "run").record
-    assert before.data is not None
-    assert record.data is not None
-    assert record.data.fingerprint != before.data.fingerprint
-    old, new = work_done(before), work_done(record)
-    assert list(record.stages) == STAGES
-    assert not any(new[name] == old[name] for name in old)
-    fresh = small_runs.distilled(source, tmp_path / "fresh")
-    assert weights(tmp_path / "run") == weights(fresh.folder)
-    assert record.verdict == fresh.verdict
-    assert not list((tmp_path / "run").glob("*/checkpoint-*"))  # nor one of the images as they were
-
-
-@pytest.mark.usefixtures("no_export")
-def test_the_same_seeds_give_the_same_weights(photos: Path, finished: api.DistillResult, tmp_path: Path) -> None:
-    again = small_runs.distilled(photos, tmp_path / "again")
-    assert weights(again.folder) == weights(finished.folder)
-    assert again.verdict == finished.verdict
-    other = small_runs.distilled(photos, tmp_path / "other", seeds=[1, 2])
-    same = {name for name, digest in weights(other.folder).items() if weights(again.folder).get(name) == digest}
-    assert same == {"teacher", "baseline-1", "student-1"}  # a seed's models do not depend on the other seeds
-
-
-def test_a_loss_that_is_not_a_number_ends_the_run(photos: Path, tmp_path: Path) -> None:
-    """The teacher has a rate of its own, so it is finished before the students' goes wrong."""
-    over = {"teacher": {"lr": 1e-2}, "train": {"lr": 1e25}}
-    with pytest.raises(TrainingError, match="baseline-0") as caught:
-        small_runs.distilled(photos, tmp_path / "run", **over)
-    record = records.load(tmp_path / "run")
-    assert (record.status, record.failure) == ("failed", str(caught.value))
-    assert list(record.stages) == ["teacher", "gate"]
-    with pytest.raises(TrainingError, match="baseline-0"):
-        api.resume(tmp_path / "run")
-    assert work_done(records.load(tmp_path / "run")) == work_done(record)
-
-
-def test_the_report_of_a_failed_run_says_why(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError):
-        small_runs.distilled(photos, tmp_path / "run", train={"lr": 1e25})
-    failure = records.load(tmp_path / "run").failure
-    assert failure is not None
-    assert html.escape(failure) in (tmp_path / "run/report.html").read_text()
-
-
-@pytest.mark.usefixtures("no_export")
-def test_a_run_that_failed_goes_on_once_the_cause_is_gone(
-    photos: Path, finished: api.DistillResult, tmp_path: Path
-) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        small_runs.teach_by(patch, lambda student, teacher, *, temperature: student.sum(1) * torch.nan)
-        with pytest.raises(TrainingError, match="student-0"):
-            small_runs.distilled(photos, tmp_path / "run")
-    record = api.resume(tmp_path / "run").record
-    assert (record.status, record.failure) == ("done", None)
-    assert weights(tmp_path / "run") == weights(finished.folder)
-
-
-# --- the teacher ---
-
-
-def test_a_teacher_alone(photos: Path, finished: api.DistillResult, tmp_path: Path) -> None:
-    result = api.run(tiny(photos), tmp_path / "run", kind="train")
-    record = result.record
-    assert (record.kind, record.status) == ("train", "done")
-    assert list(record.stages) == ["teacher", "gate", "evaluate"]
-    assert weights(result.folder) == {"teacher": weights(finished.folder)["teacher"]}
-    assert list(record.summary) == ["teacher"]
-    assert (record.verdict, record.chosen, record.exports, record.objective) == (None, None, [], None)
-    assert record.models["teacher"].test == finished.record.models["teacher"].test
-    assert result.report.is_file()
-    with pytest.raises(RunError, match="no verdict"):
-        _ = result.verdict
-    with pytest.raises(ModelError, match="no student"):
-        _ = result.student
-
-
-@pytest.mark.parametrize("form", ["run folder", "weights file"])
-@pytest.mark.usefixtures("no_export")
-def test_a_trained_teacher_is_taken_as_it_is(
-    form: str, photos: Path, finished: api.DistillResult, tmp_path: Path
-) -> None:
-    given = finished.folder if form == "run folder" else finished.folder / "teacher/model.safetensors"
-    result = small_runs.distilled(photos, tmp_path / "run", teacher={"model": str(given)})
-    teacher = result.record.models["teacher"]
-    assert (teacher.epochs, teacher.best_epoch, teacher.seconds) == ([], None, 0)
-    assert weights(result.folder) == weights(finished.folder)
-    checks = {finding.check: finding.ok for finding in result.record.gate}
-    assert checks.keys() >= {"classes", "chance", "head", "baseline"}
-    assert checks["classes"]
-    assert checks["chance"]
-    assert list(result.record.stages) == STAGES
-
-
-def _teacher_file(path: Path, classes: tuple[str, ...], finished: api.DistillResult) -> Path:
-    """A trained network under other names of its classes; where there are more, it has another head."""
-    model, card = files.load(finished.folder, prefer="teacher")
-    net = model.net
-    if len(classes) != 2:
-        net = build.build("mnist_small", classes=classes, spec=card.input, seed=0).net
-    other = Classifier(net, architecture="mnist_small", classes=classes, spec=card.input, network_channels=1)
-    files.save(other, path, role="teacher")
-    return path
-
-
-def test_a_teacher_with_its_classes_in_another_order_is_refused(
-    photos: Path, finished: api.DistillResult, tmp_path: Path
-) -> None:
-    path = _teacher_file(tmp_path / "teacher.safetensors", ("dog", "cat"), finished)
-    with pytest.raises(ModelError, match="--force") as caught:
-        small_runs.distilled(photos, tmp_path / "run", teacher={"model": str(path)})
-    assert "dog" in str(caught.value)
-    assert records.load(tmp_path / "run").failure == str(caught.value)
-    assert not weights(tmp_path / "run").keys() - {"teacher"}  # no student was trained
-
-
-@pytest.mark.usefixtures("no_export")
-def test_force_goes_on_with_a_teacher_that_was_refused(
-    photos: Path, finished: api.DistillResult, tmp_path: Path
-) -> None:
-    path = _teacher_file(tmp_path / "teacher.safetensors", ("dog", "cat"), finished)
-    result = small_runs.distilled(photos, tmp_path / "run", teacher={"model": str(path)}, force=True)
-    assert result.record.status == "done"
-    refused = [finding for finding in result.record.gate if not finding.ok and finding.severity == "refuse"]
-    assert "classes" in {finding.check for finding in refused}
-
-
-@pytest.mark.usefixtures("no_export")
-def test_force_goes_on_in_the_folder_where_the_gate_refused(
-    photos: Path, finished: api.DistillResult, tmp_path: Path
-) -> None:
-    """The sentence of the refusal says to use --force: what was done until then is not done again."""
-    labels = np.arange(40) % 2  # a teacher that knows nothing: trained on labels drawn by lot
-    source = stripes(tmp_path / "photos", seed=3)
-    folders = [source / split / name for split in ("train",) for name in ("cat", "dog")]
-    for number, label in enumerate(labels):
-        if label:
-            one, two = (folder / f"{number:03d}.png" for folder in folders)
-            spare = one.with_suffix(".spare")
-            os.rename(one, spare)
-            os.rename(two, one)
-            os.rename(spare, two)
-    with pytest.raises(ModelError, match="--force"):
-        small_runs.distilled(source, tmp_path / "run")
-    before = records.load(tmp_path / "run")
-    assert list(before.stages) == ["teacher", "gate"]
-    result = small_runs.distilled(source, tmp_path / "run", force=True)
-    assert result.record.status == "done"
-    assert work_done(result.record)["teacher"] == work_done(before)["teacher"]
-
-
-def test_a_teacher_with_another_number_of_classes_is_refused_even_by_force(
-    photos: Path, finished: api.DistillResult, tmp_path: Path
-) -> None:
-    path = _teacher_file(tmp_path / "teacher.safetensors", ("cat", "dog", "owl"), finished)
-    for force in (False, True):
-        with pytest.raises(ModelError, match="3"):
-            small_runs.distilled(photos, tmp_path / f"run-{force}", teacher={"model": str(path)}, force=force)
-        assert records.load(tmp_path / f"run-{force}").status == "failed"
-
-
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module of the user's, in the current folder."""
-    (tmp_path / "striped_teachers.py").write_text(
-        "from torch import nn\n"
-        "def fresh(num_classes, channels, image_size):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size ** 2, num_classes))\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    yield "striped_teachers"
-    import sys
-
-    sys.modules.pop("striped_teachers", None)
-
-
-def test_a_ready_teacher_that_was_never_trained_is_refused(photos: Path, module: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="--force"):
-        small_runs.distilled(photos, tmp_path / "run", teacher={"model": f"{module}:fresh", "ready": True})
-    record = records.load(tmp_path / "run")
-    assert list(record.stages) == ["teacher", "gate"]
-    assert any(not finding.ok and finding.severity == "refuse" for finding in record.gate)
-    assert record.models["teacher"].epochs == []
-
-
-@pytest.mark.usefixtures("no_export")
-def test_a_function_that_is_not_ready_is_trained(photos: Path, module: str, tmp_path: Path) -> None:
-    teacher = {"model": f"{module}:fresh", "epochs": 8}
-    record = small_runs.distilled(photos, tmp_path / "run", teacher=teacher).record
-    assert len(record.models["teacher"].epochs) == 8
-    assert record.models["teacher"].architecture == f"{module}:fresh"
-    assert record.status == "done"
-
-
-@pytest.mark.slow
-def test_a_teacher_of_another_input_size_keeps_it(tmp_path: Path) -> None:
-    """The teacher sees 16 px, the student 8; both are judged on the same images."""
-    source = stripes(tmp_path / "photos", side=20)
-    taught = api.run(tiny(source, data={"image_size": 16}), tmp_path / "teacher", kind="train")
-    over = {"data": {"image_size": 8}, "teacher": {"model": str(taught.folder)}}
-    result = small_runs.distilled(source, tmp_path / "run", **over)
-    assert result.record.data is not None
-    assert (result.record.data.frame, result.record.data.image_size) == (18, 8)
-    sizes = {}
-    for name in MODELS:
-        sizes[name] = files.read_card(result.folder / name / "model.safetensors").input.size
-    assert sizes == {name: 16 if name == "teacher" else 8 for name in MODELS}
-    assert result.record.models["teacher"].test == taught.record.models["teacher"].test
-    assert result.record.exports[0].on_frames.agreement == 1
-
-
-def test_an_unknown_method_is_refused_before_anything_is_trained(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="kd"):
-        small_runs.distilled(photos, tmp_path / "run", distill={"method": "kdd"})
-    assert weights(tmp_path / "run") == {}
-
-
-@pytest.mark.usefixtures("no_export")
-def test_a_run_keeps_the_numerics_it_began_with(photos: Path, finished: api.DistillResult, tmp_path: Path) -> None:
-    """Another machine, or an emptied cache, may measure another choice; the weights must not change halfway."""
-    interrupt(photos, tmp_path / "run", "baseline-0")
-    record = records.load(tmp_path / "run")
-    assert record.environment is not None
-    assert set(record.environment.precision.values()) == {"fp32"}
-    record.environment.precision["student"] = "bf16 channels-last"
-    records.save(record, tmp_path / "run")
-    after = api.resume(tmp_path / "run").record
-    assert {name: model.precision for name, model in after.models.items()} == {
-        name: "fp32" if name == "teacher" else "bf16 channels-last" for name in MODELS
-    }
-    assert weights(tmp_path / "run")["teacher"] == weights(finished.folder)["teacher"]
-
-
-def test_spec_of_the_student_is_measured_on_training_images_only(
-    finished: api.DistillResult, store: Store, photos: Path
-) -> None:
-    card = files.read_card(finished.folder / "student-0/model.safetensors")
-    pixels = np.stack([np.asarray(Image.open(path)) for path in sorted(photos.glob("train/*/*.png"))]) / 255
-    expected = InputSpec(
-        channels=1, sizes=(10,), mean=(round(float(pixels.mean()), 4),), std=(round(float(pixels.std()), 4),)
-    )
-    assert card.input == expected
-    assert card.classes == ["cat", "dog"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from browser import Browser, find
+from report_page import HOSTILE, hostile_record
 from sample_record import TWO, interrupted_record, sample_record, train_record
-from test_report import HOSTILE, hostile_record
 from understudy import report
 from understudy.record import Record
 

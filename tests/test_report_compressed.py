@@ -9,8 +9,8 @@ from rich.console import Console
 
 from browser import Browser, find
 from compressed_record import RUNTIME, compressed_record
+from report_page import HOSTILE, Page
 from sample_record import sample_record
-from test_report import HOSTILE, Page
 from understudy import report
 from understudy.record import Latency, LayerNote, Quantized, Record
 from understudy.report import numbers

@@ -9,7 +9,7 @@ import pytest
 
 from browser import Browser, find
 from compressed_record import compressed_record, in_8_bits, layer
-from test_report import HOSTILE, Page
+from report_page import HOSTILE, Page
 from understudy import report
 from understudy.record import LayerNote, Quantized, Record
 from understudy.report.compressed import compressed_section
