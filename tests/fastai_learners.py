@@ -6,11 +6,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 IMAGES, CLASSES, BATCH = 24, 3, 8
 FORWARDS: Counter[str] = Counter()
+WARNINGS = [
+    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning:torch.jit"),
+    pytest.mark.filterwarnings("ignore:The .mode.chained_assignment. option is deprecated:DeprecationWarning:fastai"),
+    pytest.mark.filterwarnings("ignore:numpy.core is deprecated:DeprecationWarning"),
+]
 
 
 class Net(nn.Module):
@@ -41,7 +47,7 @@ class Pictures(list[tuple[Tensor, int]]):
         return Pictures()
 
 
-def _data(seed: int, images: int = IMAGES) -> Pictures:
+def new_data(seed: int, images: int = IMAGES) -> Pictures:
     """Images whose first pixel holds their number."""
     generator = torch.Generator().manual_seed(seed)
     data = [torch.rand(1, 8, 8, generator=generator) for _ in range(images)]
@@ -50,7 +56,7 @@ def _data(seed: int, images: int = IMAGES) -> Pictures:
     return Pictures((image, number % CLASSES) for number, image in enumerate(data))
 
 
-def _learner(model: nn.Module, folder: Path | None = None, **options: Any) -> Any:
+def new_learner(model: nn.Module, folder: Path | None = None, **options: Any) -> Any:
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
     from fastai.learner import Learner
@@ -59,8 +65,8 @@ def _learner(model: nn.Module, folder: Path | None = None, **options: Any) -> An
 
     shuffle = options.pop("shuffle", False)
     loaders = DataLoaders(
-        DataLoader(_data(0), bs=BATCH, shuffle=shuffle, num_workers=0),
-        DataLoader(_data(1, 10), bs=BATCH, num_workers=0),
+        DataLoader(new_data(0), bs=BATCH, shuffle=shuffle, num_workers=0),
+        DataLoader(new_data(1, 10), bs=BATCH, num_workers=0),
         device=torch.device("cpu"),
     )
     options = {"loss_func": CrossEntropyLossFlat(), "opt_func": SGD, "lr": 0.1, "path": folder} | options
@@ -69,13 +75,13 @@ def _learner(model: nn.Module, folder: Path | None = None, **options: Any) -> An
     return learn
 
 
-def _callback(teacher: Any, **options: Any) -> Any:
+def new_callback(teacher: Any, **options: Any) -> Any:
     from understudy.integrations.fastai import DistillationCallback
 
     return DistillationCallback(teacher, **options)
 
 
-def _at(**events: Any) -> Any:
+def at(**events: Any) -> Any:
     """Return a callback that runs last; each event is given the learner."""
     from fastai.callback.core import Callback
 
@@ -84,19 +90,19 @@ def _at(**events: Any) -> Any:
     return seen
 
 
-def _hooks(*networks: nn.Module) -> int:
+def hooks_of(*networks: nn.Module) -> int:
     return sum(
         len(module._forward_hooks) + len(module._forward_pre_hooks) for net in networks for module in net.modules()
     )
 
 
-def _state(net: nn.Module) -> dict[str, Tensor]:
+def state_of(net: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in net.state_dict().items()}
 
 
-def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def _projectors(learn: Any) -> nn.Module:
+def projectors_of(learn: Any) -> nn.Module:
     return learn.distillation._lesson.distiller.projectors

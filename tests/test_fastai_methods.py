@@ -16,16 +16,17 @@ from torch import Tensor
 from fastai_learners import (
     BATCH,
     IMAGES,
+    WARNINGS,
     Net,
     TeacherNet,
-    _at,
-    _callback,
-    _data,
-    _hooks,
-    _learner,
-    _projectors,
-    _same,
-    _state,
+    at,
+    hooks_of,
+    new_callback,
+    new_data,
+    new_learner,
+    projectors_of,
+    same_weights,
+    state_of,
 )
 from understudy.distillation import METHODS, Schedule, Term
 from understudy.errors import ConfigError, ModelError
@@ -33,36 +34,31 @@ from understudy.losses import kd
 
 pytest.importorskip("fastai", reason="fastai is not installed: pip install 'understudy[fastai]'")
 # fastai itself is imported by what runs, for it takes seconds
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning:torch.jit"),
-    pytest.mark.filterwarnings("ignore:The .mode.chained_assignment. option is deprecated:DeprecationWarning:fastai"),
-    pytest.mark.filterwarnings("ignore:numpy.core is deprecated:DeprecationWarning"),
-]
+pytestmark = [pytest.mark.slow, *WARNINGS]
 
 
 def test_what_cannot_be_is_said_in_one_sentence() -> None:
-    learn = _learner(Net(1))
+    learn = new_learner(Net(1))
     with pytest.raises(ModelError, match=r"^The student answers \[8, 3\] and the teacher \[8, 5\].*same classes"):
-        learn.fit(1, cbs=_callback(TeacherNet(0, classes=5)))
+        learn.fit(1, cbs=new_callback(TeacherNet(0, classes=5)))
     with pytest.raises(ConfigError, match=r"^The teacher is a fastai Learner or a torch module, not a str\.$"):
-        _callback("resnet18")
+        new_callback("resnet18")
     with pytest.raises(ConfigError, match="Did you mean 'attention'"):
-        _callback(TeacherNet(0), method="atention")
+        new_callback(TeacherNet(0), method="atention")
     with pytest.raises(ConfigError, match="either alpha or"):
-        learn.fit(1, cbs=_callback(TeacherNet(0), alpha=0.5, ce_weight=1.0))
+        learn.fit(1, cbs=new_callback(TeacherNet(0), alpha=0.5, ce_weight=1.0))
 
 
 def test_classes_in_another_order_are_refused() -> None:
-    teacher, learn = _learner(TeacherNet(0)), _learner(Net(1))
+    teacher, learn = new_learner(TeacherNet(0)), new_learner(Net(1))
     teacher.dls.vocab, learn.dls.vocab = ["cat", "dog", "fox"], ["cat", "fox", "dog"]
     with pytest.raises(ConfigError, match="The teacher's class 1 is 'dog' and the student's 'fox'"):
-        learn.fit(1, cbs=_callback(teacher))
+        learn.fit(1, cbs=new_callback(teacher))
 
 
 def test_methods_that_say_nothing_of_two_classes_warn() -> None:
-    learn = _learner(Net(1))
-    taught = _callback(TeacherNet(0), method="dkd")
+    learn = new_learner(Net(1))
+    taught = new_callback(TeacherNet(0), method="dkd")
     with pytest.warns(UserWarning, match="With 2 classes dkd says little or nothing"):
         taught._warn_of_few(2)
     learn.fit(1, cbs=taught)  # three classes: no warning, which would be an error here
@@ -77,7 +73,9 @@ def test_positions_tell_which_image_it_is() -> None:
             numbers = (images[:, 0, 0, 0] * IMAGES).round().long()
             seen.append(torch.equal(learn.distillation._positions_of(images), numbers))
 
-    learn = _learner(Net(1), shuffle=True, cbs=[_callback(TeacherNet(0, 8), method="crd"), _at(after_batch=compare)])
+    learn = new_learner(
+        Net(1), shuffle=True, cbs=[new_callback(TeacherNet(0, 8), method="crd"), at(after_batch=compare)]
+    )
     learn.fit(2)
     assert seen == [True] * 6
 
@@ -85,23 +83,23 @@ def test_positions_tell_which_image_it_is() -> None:
 def test_a_loader_that_does_not_tell_is_refused_where_it_has_to() -> None:
     from fastai.data.core import DataLoaders
 
-    learn = _learner(Net(1))
-    plain = torch.utils.data.DataLoader(_data(0), batch_size=BATCH)
+    learn = new_learner(Net(1))
+    plain = torch.utils.data.DataLoader(new_data(0), batch_size=BATCH)
     learn.dls = DataLoaders(plain, plain, device=torch.device("cpu"))
-    learn.fit(1, cbs=_callback(TeacherNet(0)))
+    learn.fit(1, cbs=new_callback(TeacherNet(0)))
     with pytest.raises(ConfigError, match="remembers each image, so it needs fastai's DataLoader"):
-        learn.fit(1, cbs=_callback(TeacherNet(0), method="crd"))
+        learn.fit(1, cbs=new_callback(TeacherNet(0), method="crd"))
 
 
 def test_mixup_reaches_the_teacher_and_is_refused_where_one_label_is_needed() -> None:
     from fastai.callback.mixup import MixUp
 
     student = Net(1)
-    learn = _learner(student, cbs=MixUp())
-    learn.fit(1, cbs=_callback(TeacherNet(0)))
-    assert not _same(_state(Net(1)), student.state_dict())
+    learn = new_learner(student, cbs=MixUp())
+    learn.fit(1, cbs=new_callback(TeacherNet(0)))
+    assert not same_weights(state_of(Net(1)), student.state_dict())
     with pytest.raises(ConfigError, match="'dkd' needs to know which one image and class it sees, and mix_up mixes"):
-        learn.fit(1, cbs=_callback(TeacherNet(0), method="dkd"))
+        learn.fit(1, cbs=new_callback(TeacherNet(0), method="dkd"))
 
 
 def test_accumulated_steps_move_projectors_as_seldom_as_the_student() -> None:
@@ -111,11 +109,11 @@ def test_accumulated_steps_move_projectors_as_seldom_as_the_student() -> None:
 
     def note(learn: Any) -> None:
         if learn.training:
-            projector = next(_projectors(learn).parameters())
+            projector = next(projectors_of(learn).parameters())
             seen.append((projector.detach().clone(), learn.model.head.weight.detach().clone()))
 
-    taught = _callback(TeacherNet(0, 8), method="kd+hint")
-    _learner(Net(1)).fit(1, cbs=[taught, GradientAccumulation(2 * BATCH), _at(after_batch=note)])
+    taught = new_callback(TeacherNet(0, 8), method="kd+hint")
+    new_learner(Net(1)).fit(1, cbs=[taught, GradientAccumulation(2 * BATCH), at(after_batch=note)])
     moved = [[not torch.equal(a, b) for a, b in zip(one, other, strict=True)] for one, other in pairwise(seen)]
     assert moved == [[True, True], [False, False]]
 
@@ -136,9 +134,9 @@ def test_scaled_gradients_move_projectors_as_others_do() -> None:
     ends: list[dict[str, Tensor]] = []
     for precision in ([], [_mixed_precision(half=False)]):
         torch.manual_seed(0)
-        student, taught = Net(1), _callback(TeacherNet(0, 8), method="hint")
+        student, taught = Net(1), new_callback(TeacherNet(0, 8), method="hint")
         torch.manual_seed(0)
-        _learner(student).fit(1, cbs=[taught, *precision])
+        new_learner(student).fit(1, cbs=[taught, *precision])
         ends.append({**student.state_dict(), **taught._kept[1]})
     torch.testing.assert_close(ends[0], ends[1])
 
@@ -146,8 +144,8 @@ def test_scaled_gradients_move_projectors_as_others_do() -> None:
 @pytest.mark.parametrize("method", ["kd", "hint", "rkd"])
 def test_half_precision_trains(method: str) -> None:
     student = Net(1)
-    learn = _learner(student)
-    learn.fit(1, lr=1e-3, cbs=[_callback(TeacherNet(0, 8), method=method), _mixed_precision(half=True)])
+    learn = new_learner(student)
+    learn.fit(1, lr=1e-3, cbs=[new_callback(TeacherNet(0, 8), method=method), _mixed_precision(half=True)])
     assert all(torch.isfinite(loss) for loss in learn.recorder.losses)
     assert not torch.equal(student.head.weight, Net(1).head.weight)
 
@@ -155,11 +153,11 @@ def test_half_precision_trains(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_teaches(method: str) -> None:
     student = Net(1)
-    learn = _learner(student)
-    learn.fit(1, lr=1e-4, cbs=_callback(TeacherNet(0, 8), method=method))
+    learn = new_learner(student)
+    learn.fit(1, lr=1e-4, cbs=new_callback(TeacherNet(0, 8), method=method))
     assert all(torch.isfinite(loss) for loss in learn.recorder.losses)
     assert not torch.equal(student.head.weight, Net(1).head.weight)
-    assert _hooks(student) == 0
+    assert hooks_of(student) == 0
 
 
 def test_schedules_follow_the_fit() -> None:
@@ -171,13 +169,13 @@ def test_schedules_follow_the_fit() -> None:
             weights.append(schedule.value(learn.distillation._lesson.distiller._progress))
 
     term = Term("kd", partial(kd, temperature=2.0), weight=schedule)
-    _learner(Net(1)).fit(2, cbs=[_callback(TeacherNet(0), terms=[term]), _at(after_batch=note)])
+    new_learner(Net(1)).fit(2, cbs=[new_callback(TeacherNet(0), terms=[term]), at(after_batch=note)])
     assert weights == pytest.approx([1 - step / 6 for step in range(6)])
 
 
 def test_parts_can_be_columns() -> None:
-    taught = _callback(TeacherNet(0), method="kd", temperature=2.0, alpha=0.25)
-    learn = _learner(Net(1), metrics=taught.part_metrics, lr=0.0)
+    taught = new_callback(TeacherNet(0), method="kd", temperature=2.0, alpha=0.25)
+    learn = new_learner(Net(1), metrics=taught.part_metrics, lr=0.0)
     learn.fit(1, cbs=taught)
     assert list(learn.recorder.metric_names[3:5]) == ["train_ce", "train_kd"]
     ce, soft = learn.recorder.values[-1][2:]
