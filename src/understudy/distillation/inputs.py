@@ -37,11 +37,6 @@ def moved(inputs: Inputs, device: torch.device) -> Inputs:
     return {name: value.to(device) for name, value in inputs.items()}
 
 
-def shows_images(inputs: Inputs) -> bool:
-    """Tell whether there are images among the inputs."""
-    return isinstance(inputs, Tensor) or any(value.ndim == 4 for value in inputs.values())
-
-
 def logits_of(answer: object) -> Tensor:
     """Return the logits from whatever a network returns: a tensor, a tuple, or an object or mapping with `logits`.
 

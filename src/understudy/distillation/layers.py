@@ -7,6 +7,8 @@ Works on any module that maps images to logits, convolutional or a transformer. 
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
@@ -21,6 +23,8 @@ from understudy.errors import ConfigError, unknown
 MOST_PAIRS = 4
 _FAR = 0.75
 """Octaves: maps whose resolutions, each relative to its own deepest map, differ by more are not paired."""
+_NUMBERED = re.compile(r"(^|[._])\d+$")
+"""The name of one of many: a number, alone or behind a word."""
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.ELU, nn.PReLU, nn.Mish)
 
 
@@ -35,7 +39,9 @@ class Layer(NamedTuple):
     weighted: bool
     """Whether weights of this resolution ran before it ended: what is only pooled holds nothing new."""
     activation: str | None = None
-    """The last activation that ran before it ended: what that is given is the layer's pre-activation."""
+    """The activation whose output is the layer's own: what that is given is the layer's pre-activation."""
+    runs: int = 1
+    """How often it runs for one answer: a module that is used in several places is heard at the last of them only."""
 
     @property
     def shape(self) -> tuple[str, int, int]:
@@ -61,25 +67,10 @@ def trace(network: nn.Module, images: Inputs) -> list[Layer]:
         network: run once in evaluation mode, without gradients; left as it was.
         images: [batch, channels, height, width], or tensors by the names of its arguments.
     """
-    ran: list[Layer] = []
-    activation: str | None = None
-    weighted_sides: set[int] = set()
-
-    def note(name: str, module: nn.Module, returned: object) -> None:
-        nonlocal activation
-        if isinstance(module, _ACTIVATIONS):
-            activation = name
-        returned = returned[0] if isinstance(returned, tuple) and returned else returned
-        found = _describe(returned) if isinstance(returned, Tensor) else None
-        if found is None:
-            return
-        if next(module.parameters(recurse=False), None) is not None:
-            weighted_sides.add(found[2])
-        if weighted_sides:
-            ran.append(Layer(name, *found, found[2] in weighted_sides, activation))
+    seen = _Trace(len(images if isinstance(images, Tensor) else next(iter(images.values()))))
 
     def hook(name: str) -> object:
-        return lambda module, given, returned: note(name, module, returned)
+        return lambda module, given, returned: seen.note(name, module, returned)
 
     handles = [module.register_forward_hook(hook(name)) for name, module in network.named_modules() if name]
     try:
@@ -88,12 +79,73 @@ def trace(network: nn.Module, images: Inputs) -> list[Layer]:
     finally:
         for handle in handles:
             handle.remove()
-    return ran
+    return seen.layers()
 
 
-def _describe(output: Tensor) -> tuple[Literal["map", "channels-last map", "tokens", "vector"], int, int] | None:
-    """Return kind, channels and side; views are square, so two equal sides tell where the channels are."""
+class _Trace:
+    """What hooks on all modules of a network tell while it runs once on `batch` images."""
+
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+        self._ran: list[Layer] = []
+        self._runs: Counter[str] = Counter()
+        self._weighted_sides: set[int] = set()
+        self._activated: tuple[Tensor, int, str, int] | None = None
+        """The output of the last activation, as it was then; its name, and which of its runs that was."""
+        self._run_of_activation: list[int] = []
+
+    def note(self, name: str, module: nn.Module, returned: object) -> None:
+        """Take down one run of a module."""
+        self._runs[name] += 1
+        returned = returned[0] if isinstance(returned, tuple) and returned else returned
+        if not isinstance(returned, Tensor):
+            return
+        if isinstance(module, _ACTIVATIONS):
+            self._activated = returned, _version(returned), name, self._runs[name]
+        found = _describe(returned, self._batch)
+        if found is None:
+            return
+        if next(module.parameters(recurse=False), None) is not None:
+            self._weighted_sides.add(found[2])
+        if self._weighted_sides:
+            activation, run = self._ending(returned)
+            self._ran.append(Layer(name, *found, found[2] in self._weighted_sides, activation))
+            self._run_of_activation.append(run)
+
+    def layers(self) -> list[Layer]:
+        """Return what ran; an activation that runs again later is not heard here, so it ends no layer."""
+        return [
+            layer._replace(
+                runs=self._runs[layer.name],
+                activation=layer.activation if layer.activation and self._runs[layer.activation] == run else None,
+            )
+            for layer, run in zip(self._ran, self._run_of_activation, strict=True)
+        ]
+
+    def _ending(self, returned: Tensor) -> tuple[str | None, int]:
+        """Return the activation that a tensor comes from unchanged, and its run: nothing was added to it since."""
+        if self._activated is None:
+            return None, 0
+        output, version, name, run = self._activated
+        places = [(one.data_ptr(), one.shape, one.stride()) for one in (output, returned)]
+        return (name, run) if places[0] == places[1] and _version(returned) == version else (None, 0)
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was written over."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _describe(
+    output: Tensor, batch: int
+) -> tuple[Literal["map", "channels-last map", "tokens", "vector"], int, int] | None:
+    """Return kind, channels and side; views are square, so two equal sides tell where the channels are.
+
+    What is not of the whole batch, such as windows of attention, is none of them.
+    """
     shape = output.shape
+    if not shape or shape[0] != batch:
+        return None
     if output.ndim == 4 and shape[2] == shape[3]:
         return ("map", shape[1], shape[2]) if shape[2] > 1 else ("vector", shape[1], 1)
     if output.ndim == 4 and shape[1] == shape[2]:
@@ -119,24 +171,30 @@ def stages(layers: Sequence[Layer]) -> list[Layer]:
     """Return the layer that ends each stage, from shallow to deep.
 
     A stage is a run of layers of one resolution, give or take a border; its end is the last of its outermost layers.
-    Transformers keep one resolution, so that their blocks are taken: the ends of each quarter of the depth.
+    Transformers keep one resolution, so that their blocks are taken: the ends of each quarter of the depth. A module
+    that runs in several places ends none: only the last place would be heard.
 
     Args:
         layers: in the order in which they ended.
     """
-    maps = [layer for layer in layers if layer.kind != "vector"]
-    blocks = _outermost([layer for layer in maps if layer.kind == "tokens" and layer.name.rpartition(".")[2].isdigit()])
+    maps = [layer for layer in layers if layer.kind != "vector" and layer.runs == 1]
+    blocks = _outermost([layer for layer in maps if layer.kind == "tokens" and _NUMBERED.search(layer.name)])
     if blocks:
         ends = [math.ceil(len(blocks) * part / MOST_PAIRS) - 1 for part in range(1, MOST_PAIRS + 1)]
         return [blocks[end] for end in dict.fromkeys(ends)]
     of_octave: dict[int, Layer] = {}
+    outermost: dict[int, int] = {}
+    containers = {layer.name[:end] for layer in maps for end, letter in enumerate(layer.name) if letter == "."}
     smallest = math.inf
     for layer in maps:
         smallest = min(smallest, layer.side)
         if layer.side > smallest or not layer.weighted:  # padded, enlarged or pooled: nothing new in it
             continue
-        octave = round(math.log2(layer.side))
-        if octave not in of_octave or layer.name.count(".") <= of_octave[octave].name.count("."):
+        octave, depth = round(math.log2(layer.side)), layer.name.count(".")
+        outermost[octave] = min(depth, outermost.get(octave, depth))
+        # the stem may be a child of the network, and the stages those of a list
+        listed = layer.name in containers and _NUMBERED.search(layer.name) is not None
+        if depth <= outermost[octave] + listed:
             of_octave[octave] = layer
     return [of_octave[octave] for octave in sorted(of_octave, reverse=True)]
 
@@ -184,13 +242,19 @@ def find(layers: Sequence[Layer], name: str) -> Layer:
     """Return a layer by its name, which may leave out the names of what the network is wrapped in.
 
     Raises:
-        ConfigError: no such layer ran, or it gives no map.
+        ConfigError: no such layer ran, it gives no map, or maps of several shapes in several places.
     """
     maps = {layer.name: layer for layer in layers if layer.kind != "vector"}
     fitting = [full for full in maps if full == name or full.endswith(f".{name}")]
     if not fitting:
         raise ConfigError(unknown("feature map", name, maps) + " `understudy layers` lists them.")
-    return maps[min(fitting, key=len)]
+    found = maps[min(fitting, key=len)]
+    if any(layer.name == found.name and layer.shape != found.shape for layer in layers):
+        raise ConfigError(
+            f"The layer '{found.name}' runs {found.runs} times, on maps of several shapes. Name one that runs once, "
+            "such as the convolution or the block before it; `understudy layers` lists them."
+        )
+    return found
 
 
 def as_map(tensor: Tensor, layer: Layer) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from understudy.distillation import layers
 from understudy.distillation.hooks import Listener, Place
-from understudy.distillation.inputs import Inputs, moved, shows_images
+from understudy.distillation.inputs import Inputs, moved
 from understudy.distillation.layers import Head, Layer
 from understudy.distillation.projectors import Shapes
 from understudy.distillation.terms import Depth, Input, Term
@@ -91,10 +91,9 @@ class Network:
         return self._head.module if self._head and isinstance(self._head.module, nn.Linear) else None
 
     def spot(self, layer: Layer, *, before_activation: bool) -> Spot:
-        """Return where the map of a layer is taken; its output where no activation of its shape ends it."""
-        ends = [one for one in self.layers if one.name == layer.activation]
-        if before_activation and ends and ends[-1].shape == layer.shape:
-            return Spot(layer, Place(ends[-1].name, before=True))
+        """Return where the map of a layer is taken; its output where no activation ends it."""
+        if before_activation and layer.activation:
+            return Spot(layer, Place(layer.activation, before=True))
         return Spot(layer, Place(layer.name))
 
     def listen(self, places: Sequence[Place]) -> None:
@@ -135,8 +134,7 @@ class Watch:
     def __init__(
         self, student: nn.Module, teacher: nn.Module | None, terms: Sequence[Term], example: Inputs, samples: int
     ) -> None:
-        if not shows_images(example):
-            _refuse_maps(terms)
+        _refuse_maps(terms, example)
         self.student = Network(student, example, "student")
         # a student that is compared with itself has its own layers for pairs
         self.teacher = Network(teacher if teacher is not None else student, example, "teacher")
@@ -218,14 +216,23 @@ class Watch:
         return [_take(term, {**values, "student_maps": ones, "teacher_maps": others})]
 
 
-def _refuse_maps(terms: Sequence[Term]) -> None:
-    """Refuse to take what layers give for maps where the networks see no images."""
-    for term in terms:
-        if term.takes_maps:
-            raise ConfigError(
-                f"The term '{term.name}' compares feature maps, and there are no images among the inputs. Choose a "
-                "method that compares logits or embeddings."
-            )
+def _refuse_maps(terms: Sequence[Term], example: Inputs) -> None:
+    """Refuse to take what layers give for maps where the networks see no images, or images that are not square."""
+    given = [example] if isinstance(example, Tensor) else list(example.values())
+    images = [one for one in given if one.ndim == 4]
+    name = next((term.name for term in terms if term.takes_maps), None)
+    if name is not None and not images:
+        raise ConfigError(
+            f"The term '{name}' compares feature maps, and there are no images among the inputs. Choose a method that "
+            "compares logits or embeddings."
+        )
+    if name is not None and images[0].shape[2] != images[0].shape[3]:
+        height, width = images[0].shape[2:]
+        raise ConfigError(
+            f"The term '{name}' compares feature maps, whose layers are found on square images, and the example is of "
+            f"{height} x {width} pixels. Give square images as the example, or choose a method that compares logits or "
+            "embeddings."
+        )
 
 
 def _at_depth(pairs: list[tuple[Layer, Layer]], depth: Depth) -> list[tuple[Layer, Layer]]:

@@ -123,7 +123,7 @@ ROWS: tuple[Method, ...] = (
     Method(
         name="wsld",
         summary="kd weighted for each image: less where the student already does better than the teacher.",
-        equation="L = (1 - exp(-CE_z / CE_t)) T^2 KL(softmax(t/T) || softmax(z/T))",
+        equation="L = (1 - exp(-CE_z / CE_t)) T^2 H(softmax(t/T), softmax(z/T)), H the cross-entropy",
         citation="Zhou et al., 2021, arXiv:2102.00650",
         helps="Where the teacher is not much better than the student, or its mistakes are many.",
         parts=(Part(losses.wsld, LABELLED, weight=2.25),),
