@@ -282,9 +282,7 @@ def test_a_fresh_head_refuses_only_a_teacher_that_guesses():
     assert refuses(head)
     assert refuses(chance)
     assert "192 weights are spread evenly within ±0.1250, as a new layer's are" in head.text
-    with pytest.raises(
-        ModelError, match=r"^The teacher's last layer looks newly created.* Use --force to go on anyway\.$"
-    ):
+    with pytest.raises(ModelError, match=r"^The teacher's last layer looks newly created.* again with --force\.$"):
         refuse([classes, head, chance], force=False)
     refuse([classes, head, chance], force=True)
     good, counts = _teacher(250)

@@ -83,7 +83,7 @@ def test_every_file_that_the_record_names_is_there(finished: api.DistillResult) 
 def test_nothing_else_is_left_in_the_folder(finished: api.DistillResult) -> None:
     known = {".lock", "config.yaml", "export/student.onnx", "log.txt", "predictions.npz", "record.json", "report.html"}
     known |= {f"{name}/model.{ending}" for name in MODELS for ending in ("json", "safetensors")}
-    known |= {f"{name}/metrics.jsonl" for name in MODELS}
+    known |= {"teacher/images.npy", *(f"{name}/metrics.jsonl" for name in MODELS)}
     assert set(small_runs.snapshot(finished.folder)) == known
 
 

@@ -135,6 +135,16 @@ def test_a_stopped_run_says_so_and_goes_on(photos: Path, finished: api.DistillRe
     assert not list((tmp_path / "run").glob("*/checkpoint-*"))
 
 
+def test_a_run_that_is_to_stop_begins_no_other_stage(photos: Path, finished: api.DistillResult, tmp_path: Path) -> None:
+    interrupt(photos, tmp_path / "run", "evaluate test")
+    record = records.load(tmp_path / "run")
+    assert (record.status, list(record.stages)) == ("failed", STAGES[:-1])
+    assert record.exports == []
+    result = api.resume(tmp_path / "run")
+    assert list(result.record.stages) == STAGES
+    assert weights(result.folder) == weights(finished.folder)
+
+
 def test_the_report_of_a_stopped_run_says_so(photos: Path, tmp_path: Path) -> None:
     interrupt(photos, tmp_path / "run", "baseline-0")
     page = (tmp_path / "run/report.html").read_text()

@@ -117,10 +117,13 @@ def own(folder: Path) -> Iterator[None]:
     """Own `folder` until the block ends; the system frees the lock when a process dies, however it dies.
 
     Raises:
-        RunError: another process owns the folder.
+        RunError: another process owns the folder, or there can be none.
     """
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # such as below /proc
+            raise RunError(f"No folder can be made at {folder}. Choose another one with --out.") from None
         lock = FileLock(folder / ".lock")
         try:
             lock.acquire(timeout=0)

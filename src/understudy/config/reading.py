@@ -77,11 +77,18 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"The configuration {file} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError for a date such as 2024-13-45
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"The configuration {file} is not valid YAML: {first}.") from None
+        raise ConfigError(f"The configuration {file} is not valid YAML: {_first_line(error)}.") from None
     if not isinstance(read, dict):
         raise ConfigError(f"The configuration {file} holds no settings; it should start like 'data:'.")
     return read
+
+
+def _first_line(error: Exception) -> str:
+    """Return what is wrong, and where it stands."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return str(error).splitlines()[0]
+    return f"{getattr(error, 'problem', None) or 'it breaks off'} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def _without_alpha(layer: Mapping[str, Any]) -> Mapping[str, Any]:

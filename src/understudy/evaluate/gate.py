@@ -7,7 +7,7 @@ about, and `--force` goes on anyway. Rows above `evaluate` may import this file.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -68,7 +68,7 @@ def refuse(findings: Sequence[Finding], *, force: bool) -> None:
     """
     for finding in findings:
         if refuses(finding) and not force:
-            raise ModelError(f"{finding.text} Use --force to go on anyway.")
+            raise ModelError(f"{finding.text} To go on anyway, give the whole command again with --force.")
 
 
 def check_classes(teacher: Sequence[str], data: Sequence[str]) -> Finding:
@@ -115,8 +115,8 @@ def check_chance(val: Metrics, counts: Sequence[int], classes: Sequence[str]) ->
     swapped = ", and is wrong more often than by accident (are its classes in another order?)" if z < -_SURELY else ""
     return _finding(
         "chance",
-        f"{score}, which cannot be told from guessing such as {guess}{swapped}: train it first, or check its weights, "
-        "its input size and its normalisation.",
+        f"{score}, which cannot be told from guessing such as {guess}{swapped}: train it longer (--teacher-epochs, "
+        "with another --out), or check its weights, its input size and its normalisation.",
     )
 
 
@@ -145,6 +145,20 @@ def check_head(head: Head | None, *, unproven: bool, guessing: bool) -> Finding:
         return _fresh_head("its biases are all exactly 0, as a new layer's often are", refused=True)
     text = f"The teacher's last layer ({flat.size} weights) does not look newly created."
     return _finding("head", text, ok=True)
+
+
+def check_seen(seen: Mapping[str, tuple[int, int]]) -> list[Finding]:
+    """Warn of images that are to judge, and that the teacher learned from; nothing is said where there are none.
+
+    Args:
+        seen: for "validation" and "test" the number of images that it learned from, and of all.
+    """
+    told = [f"{count} of the {total} {name} images" for name, (count, total) in seen.items() if count]
+    text = (
+        f"The teacher learned from {' and '.join(told)}: its accuracy on them says nothing, and what it teaches gives "
+        "them away, so do not trust the verdict. Train it on this division of the images, or let it be trained here."
+    )
+    return [_finding("seen", text, severity="warn")] if told else []
 
 
 def check_statistics(by_batch: bool) -> list[Finding]:

@@ -77,8 +77,7 @@ def load(source: Path | str, *, prefer: Role | None = None) -> tuple[Classifier,
     path = Path(source).expanduser()
     if not (path / "record.json").is_file() and huggingface.is_saved(str(source)):
         return _of_transformers(huggingface.located(str(source)))
-    if path.is_dir():
-        path = _in_run(path, prefer)
+    path = weights_file(path, prefer)
     if tensors.is_pickle(path):
         raise ModelError(
             f"{path} is a pickle, not safetensors, and says nothing of its network. Name the architecture and give "
@@ -94,6 +93,16 @@ def load(source: Path | str, *, prefer: Role | None = None) -> tuple[Classifier,
             "Copy both again from where they were saved."
         )
     return _rebuild(card, given, path).eval(), card
+
+
+def weights_file(source: Path | str, prefer: Role | None = None) -> Path:
+    """Return the weights file that `load` reads of a run folder; any other path is one itself.
+
+    Raises:
+        ModelError, RunError: the run has no such model, or its record cannot be read.
+    """
+    path = Path(source).expanduser()
+    return _in_run(path, prefer) if path.is_dir() else path
 
 
 def read_card(path: Path) -> ModelCard:

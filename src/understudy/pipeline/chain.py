@@ -102,7 +102,8 @@ def check(config: RunConfig, record: Record) -> None:
     """Refuse a chain that cannot be, before anything long.
 
     Raises:
-        ConfigError: with a sweep, for a teacher alone, or with a method that looks inside an ensemble.
+        ConfigError: with a sweep, for a teacher alone, with a method that looks inside an ensemble, or with a teacher
+            that is called ready and is new.
         ModelError: a teacher is a run whose own teacher was an ensemble.
     """
     several, linked = bool(config.teacher.also), bool(config.distill.assistants or config.distill.generations > 1)
@@ -120,6 +121,11 @@ def check(config: RunConfig, record: Record) -> None:
         )
     for one in config.teacher.members:
         _refuse_ensemble(one.model)
+        if one.ready and one.weights is None and build.kind(one.model) == "name":
+            raise ConfigError(
+                f"A new {one.model} has learned nothing, so it is not ready to teach: leave --teacher-ready out and it "
+                "is trained first, or give its weights with --teacher-weights FILE."
+            )
 
 
 def _refuse_ensemble(model: str) -> None:

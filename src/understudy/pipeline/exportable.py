@@ -82,6 +82,8 @@ def find(run: Run, name: str) -> Form:
         RunError: the run has no student that was judged.
     """
     chosen = run.record.chosen
+    if run.record.kind == "train":
+        raise RunError(run.has_teacher_only)
     if chosen is None or "evaluate" not in run.record.stages:
         raise RunError(
             f"{run.folder} holds no student that was judged, so there is nothing to export. "

@@ -13,7 +13,8 @@ import yaml
 from understudy import record as records
 from understudy import storage
 from understudy.config import RunConfig, validate
-from understudy.errors import RunError, UnderstudyError
+from understudy.errors import Interrupted, RunError, UnderstudyError
+from understudy.launch import launched
 from understudy.progress import Progress, silent
 from understudy.record import Part, Record, Stage
 from understudy.tracking import FILE, Journal, Place, Trackers
@@ -66,6 +67,14 @@ class Run:
         self._others = others
         self._start = time.monotonic()
         self._before = record.seconds
+
+    @property
+    def has_teacher_only(self) -> str:
+        """The sentence for whoever asks a run for a student in which a teacher was trained alone."""
+        return (
+            f"{self.folder} trained a teacher alone, so it holds no student. "
+            f"Let it teach one: understudy distill DATA --teacher {self.folder}"
+        )
 
     @classmethod
     @contextmanager
@@ -159,6 +168,9 @@ class Run:
             inputs: JSON-able; all that the result depends on.
             outputs: files, relative to the run folder.
             work: does it and fills the record.
+
+        Raises:
+            Interrupted: the user asked to stop before it began.
         """
         key = self.key(inputs)
         done = self.record.stages.get(name)
@@ -166,6 +178,8 @@ class Run:
             return
         self.record.stages.pop(name, None)
         self.record.status, self.record.failure = "running", None
+        if launched()[1] == 1 and self.stop():  # several processes stop together, in a training
+            raise Interrupted
         self.log(f"{name}: started")
         start = time.monotonic()
         work()

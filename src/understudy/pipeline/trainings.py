@@ -18,7 +18,7 @@ from understudy.evaluate import gate, metrics
 from understudy.models import files, huggingface
 from understudy.models.classifier import Classifier
 from understudy.models.norms import keeps_statistics_apart, normalises_by_batch
-from understudy.pipeline import chain, objective, suiting, teaching
+from understudy.pipeline import chain, objective, seen, suiting, teaching
 from understudy.pipeline.chain import Link
 from understudy.pipeline.folder import Run
 from understudy.pipeline.materials import VIEW_SEED, Materials, is_trained, new_network, new_teacher
@@ -195,6 +195,7 @@ def _make_teacher(run: Run, materials: Materials, name: str, config: RunConfig, 
         loaded, _ = files.load(Path(config.teacher.model), prefer="teacher")
         _check_classes(run, loaded.classes, materials)
         _keep(run, materials, loaded, link, None, inputs)
+        seen.take_over(files.weights_file(config.teacher.model, "teacher"), run.folder / name)
         return
     fresh = new_teacher(config, materials)
     if config.teacher.ready:
@@ -260,7 +261,10 @@ def _gate(run: Run, materials: Materials, name: str) -> None:
         teacher_classes=classifier.classes,
         data_classes=materials.store.classes,
         head=files.head(classifier),
-    ) + gate.check_statistics(normalises_by_batch(classifier.net))
+    )
+    found += gate.check_statistics(normalises_by_batch(classifier.net))
+    if run.record.models[name].best_epoch is None:  # of one trained here, the notes on the images tell of copies
+        found += gate.check_seen(seen.again(run.folder / name, materials.store))
     run.record.gate = found if name == chain.TEACHER else _among_others(run.record.gate, found, name)
 
 
@@ -313,6 +317,8 @@ def _train(
         return
     trained = cast(Classifier, training.student)  # another one, where weights were spread over processes
     _keep(run, materials, trained, link, fit, inputs, initial=initial)
+    if link.role in ("teacher", "member"):
+        seen.note(place.parent, materials.store)
     for checkpoint in place.parent.glob("checkpoint-*.safetensors"):  # others are of images that have changed since
         checkpoint.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ from understudy import losses
 from understudy.distillation.methods import contrastive, features, logits, peers, relations
 from understudy.distillation.methods.method import Method, Part, times
 from understudy.distillation.terms import Number, Term
-from understudy.errors import ConfigError, unknown
+from understudy.errors import ConfigError, near, unknown
 
 __all__ = ["METHODS", "Method", "Part", "combined", "find", "label_term", "split", "terms", "times"]
 
@@ -42,7 +42,8 @@ def find(name: str) -> Method:
         ConfigError: no such method; the nearest name is given.
     """
     if name not in METHODS:
-        raise ConfigError(unknown("method", name, METHODS))
+        hint = "" if near(name, METHODS) else " `understudy methods` lists them."
+        raise ConfigError(unknown("method", name, METHODS) + hint)
     return METHODS[name]
 
 
