@@ -159,7 +159,7 @@ def test_regularisers_count_once_and_whole() -> None:
         ]
     )
     ready = keras.Sequential([keras.layers.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(CLASSES)])
-    distiller = Distiller(ready, student, ce_weight=0.0, kd_weight=0.0)
+    distiller = Distiller(ready, student, ce_weight=0.0, kd_weight=1e-9)
     distiller.compile(keras.optimizers.SGD(0.0))
     kernel, answers = arrays(student.weights)[0], answers_of(student, images)
     expected = 0.3 * float((kernel**2).sum()) + 0.3 * float((answers**2).sum()) / len(images)
@@ -306,6 +306,9 @@ def test_settings_that_make_no_sense() -> None:
         Distiller(teacher, student, alpha=0.5, kd_weight=1.0)
     with pytest.raises(ConfigError, match="between 0 and 1, not 2"):
         Distiller(teacher, student, alpha=2.0)
+    for weights in ({"ce_weight": -1.0}, {"kd_weight": float("nan")}, {"ce_weight": 0.0, "kd_weight": 0.0}):
+        with pytest.raises(ConfigError, match="0 or more and not both 0"):
+            Distiller(teacher, student, **weights)
     with pytest.raises(ConfigError, match="2 losses and 1 weight"):
         Distiller(teacher, student, [KD(), LogitMSE()], weights=[1.0])
     with pytest.raises(ConfigError, match="temperature must be positive"):

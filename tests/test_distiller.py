@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -144,7 +146,7 @@ def test_alpha_is_sugar() -> None:
 def test_own_terms() -> None:
     images, student = torch.rand(4, 1, 8, 8), _net(1).eval()
     term = Term("mse", lambda s, t: ((s - t) ** 2).mean(1), weight=3.0)
-    losses = Distiller(student, student, terms=[term])(images)
+    losses = Distiller(copy.deepcopy(student), student, terms=[term])(images)
     assert torch.equal(losses.total, torch.zeros(()))
 
 

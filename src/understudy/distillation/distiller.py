@@ -11,8 +11,15 @@ from torch import Tensor, nn
 
 from understudy.distillation import methods
 from understudy.distillation.inputs import Inputs, answer
+from understudy.distillation.methods.method import (
+    check_smoothing,
+    check_temperature,
+    over_labelled,
+    refuse_beside_terms,
+    shares,
+)
 from understudy.distillation.projectors import Projector
-from understudy.distillation.teacher import Teacher
+from understudy.distillation.teacher import Teacher, check_student, share
 from understudy.distillation.terms import Input, Term, at
 from understudy.distillation.watching import Heard, Values, Watch
 from understudy.errors import ConfigError, ModelError
@@ -51,18 +58,19 @@ class Distiller(nn.Module):
     Args:
         teacher: a trained module from images to logits, or None; frozen in place.
         student: the module to train.
-        method: a row of `METHODS`, or several joined by "+".
+        method: a row of `METHODS`, or several joined by "+"; "kd" by default, and plain training without a teacher.
         temperature: T of the terms that take one; each method's own by default.
         alpha: sugar for `ce_weight=1 - alpha, kd_weight=alpha`.
         ce_weight: weight of the cross-entropy with the labels; 0.5 by default.
         kd_weight: times the weight of every other term; 0.5 by default.
         label_smoothing: of the cross-entropy.
-        terms: your own terms instead of a method's.
+        terms: your own terms instead of a method's and its weights.
         example: some images [2 or more, channels, height, width], or such a mapping, for methods that compare features.
         samples: number of training images, for methods that remember each of them.
 
     Raises:
-        ConfigError: an unknown method, weights that do not make sense, or features that cannot be compared.
+        ConfigError: an unknown method, one that needs a teacher where there is none, settings that do not make sense,
+            features that cannot be compared, a teacher that is part of the student, or a student that cannot learn.
     """
 
     def __init__(
@@ -70,7 +78,7 @@ class Distiller(nn.Module):
         teacher: nn.Module | None,
         student: nn.Module,
         *,
-        method: str = "kd",
+        method: str | None = None,
         temperature: float | None = None,
         alpha: float | None = None,
         ce_weight: float | None = None,
@@ -81,27 +89,23 @@ class Distiller(nn.Module):
         samples: int = 0,
     ) -> None:
         super().__init__()
-        self.student = student
-        # in a tuple, so that torch registers neither parameters nor buffers of the teacher
-        self._teacher = (Teacher(teacher) if teacher is not None else None,)
-        if terms is None and teacher is None:
-            terms = [methods.label_term(label_smoothing=label_smoothing)]
-        elif terms is None:
-            ce_weight, kd_weight = _weights(alpha, ce_weight, kd_weight)
-            terms = methods.terms(
-                method,
-                temperature=temperature,
-                ce_weight=ce_weight,
-                kd_weight=kd_weight,
-                label_smoothing=label_smoothing,
-            )
+        settings = {"temperature": temperature, "alpha": alpha, "ce_weight": ce_weight, "kd_weight": kd_weight}
+        if terms is None:
+            terms = _terms_of(method, settings, label_smoothing, has_teacher=teacher is not None)
+        else:
+            refuse_beside_terms(method, settings)
         self.terms = tuple(terms)
         _check_names(self.terms)
+        self._asked = {name for term in self.terms for name in term.takes if name.startswith("teacher")}
+        check_student(student, teacher if self._asked else None)
+        self.student = student
+        # in a tuple, so that torch registers neither parameters nor buffers of the teacher
+        self._teacher = (Teacher(teacher) if teacher is not None and not share(teacher, student) else None,)
         self._watch = self._watching(example, samples)
         self.projectors = self._watch.projectors() if self._watch else nn.ModuleDict()
         if self._watch:
             self._watch.listen()
-        self._asked = {name for term in self.terms for name in term.takes if name.startswith("teacher")}
+        self._listens, self._is_released = True, False
         self._is_steady = all(term.is_steady for term in self.terms)
         self._progress = 0.0
 
@@ -121,22 +125,35 @@ class Distiller(nn.Module):
 
     def dismiss_teacher(self) -> None:
         """Let go of the teacher: its answers will be given ready."""
-        if self._watch:
+        if self._watch and not self._is_released:
+            self.listen()  # the student's hooks could not be put on afterwards
             self._watch.teacher.dismiss()
         self._teacher = (None,)
 
     def listen(self, *, on: bool = True) -> None:
-        """Put the hooks on both networks, where they are from the start, or take them off until the next step."""
-        if self._watch and on:
+        """Put the hooks on both networks, where they are from the start, or take them off until the next step.
+
+        Raises:
+            ConfigError: after `release`; or to take them off after `dismiss_teacher`.
+        """
+        if self._is_released:
+            raise ConfigError("This distiller was released, and its hooks are gone; make a new one.")
+        if self._watch is None or on == self._listens:
+            return
+        if self._watch.teacher.module is None:
+            raise ConfigError("This distiller's teacher was dismissed, so its hooks stay on until `release`.")
+        if on:
             self._watch.listen()
-        elif self._watch:
+        else:
             self._watch.pause()
+        self._listens = on
 
     def release(self) -> None:
         """Take the hooks off both networks, at the end of training; the distiller cannot be used afterwards."""
         if self._watch:
             self._watch.student.dismiss()
             self._watch.teacher.dismiss()
+            self._is_released = True
 
     def _watching(self, example: Inputs | None, samples: int) -> Watch | None:
         inside = [term for term in self.terms if term.takes_features]
@@ -179,7 +196,7 @@ class Distiller(nn.Module):
 
         Raises:
             ModelError: teacher and student have different numbers of classes, or a network returns no logits.
-            ConfigError: a term lacks something that it takes.
+            ConfigError: a term lacks something that it takes, or the distiller was released.
         """
         ready: dict[Input, Tensor | None] = {
             "labels": labels,
@@ -211,6 +228,8 @@ class Distiller(nn.Module):
 
     def _run(self, images: Inputs, values: dict[Input, Tensor | None]) -> tuple[Tensor, list[tuple[Term, Tensor]]]:
         """Return the student's logits, and every term with its mean over the batch."""
+        if self._watch is not None:
+            self._get_ready()
         logits = answer(self.student, images)
         values["images"] = images if isinstance(images, Tensor) else None
         values["student_logits"] = logits
@@ -221,6 +240,18 @@ class Distiller(nn.Module):
             with _in_full_precision(logits):
                 return logits, [(term, self._mean(term, _take(term, values))) for term in self.terms]
         return logits, self._look_inside(self._watch, logits, values, teacher_ran=ran)
+
+    def _get_ready(self) -> None:
+        """Put the hooks on where they were taken off.
+
+        Raises:
+            ConfigError: the networks can no longer be looked into.
+        """
+        if not self._listens or self._is_released:
+            self.listen()
+        blind = next((term for term in self.terms if term.runs_teacher), None)
+        if blind is not None and self.teacher is None:
+            raise ConfigError(f"The term '{blind.name}' compares feature maps: do not dismiss the distiller's teacher.")
 
     def _ask_teacher(self, images: Inputs, values: dict[Input, Tensor | None]) -> bool:
         """Run the teacher where a term takes something of it that is not ready; tell whether it ran."""
@@ -326,11 +357,24 @@ def _check_names(terms: Sequence[Term]) -> None:
         raise ConfigError(f"Two terms are called '{twice}'; give one of them another name.")
 
 
-def _weights(alpha: float | None, ce_weight: float | None, kd_weight: float | None) -> tuple[float, float]:
-    if alpha is not None:
-        if ce_weight is not None or kd_weight is not None:
-            raise ConfigError("Say either alpha or ce_weight and kd_weight, not both.")
-        if not 0 <= alpha <= 1:
-            raise ConfigError(f"alpha is the share of the distillation term, between 0 and 1, not {alpha:g}.")
-        return 1 - alpha, alpha
-    return 0.5 if ce_weight is None else ce_weight, 0.5 if kd_weight is None else kd_weight
+def _terms_of(
+    method: str | None, settings: dict[str, float | None], label_smoothing: float, *, has_teacher: bool
+) -> Sequence[Term]:
+    """Return the terms of a method; without one, of "kd", or of plain training where there is no teacher."""
+    ce_weight, kd_weight = shares(settings["alpha"], settings["ce_weight"], settings["kd_weight"])
+    check_temperature(settings["temperature"])
+    check_smoothing(label_smoothing)
+    if method is None and not has_teacher:
+        return [over_labelled(methods.label_term(label_smoothing=label_smoothing))]
+    rows = methods.split(method or "kd")
+    needing = next((row.name for row in rows if row.needs_teacher), None)
+    if needing and not has_teacher:
+        raise ConfigError(f"The method '{needing}' needs a teacher: give one, or leave `method` out to train plainly.")
+    made = methods.terms(
+        method or "kd",
+        temperature=settings["temperature"],
+        ce_weight=ce_weight,
+        kd_weight=kd_weight,
+        label_smoothing=label_smoothing,
+    )
+    return [over_labelled(term) if term.name == "ce" else term for term in made]

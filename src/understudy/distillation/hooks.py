@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -24,7 +24,8 @@ class Listener:
     """Keeps what the layers of a network give while it runs, until `take` or `remove`.
 
     A layer that runs several times leaves what it gave last. The network is not wrapped: its names, its weights and
-    its file stay what they are.
+    its file stay what they are. A copy of the network alone has no working hooks; a copy of network and listener
+    together, as of a whole distiller, listens for itself.
 
     Args:
         network: hooks are added to its layers.
@@ -40,8 +41,24 @@ class Listener:
         for place in self.places:
             if place.layer not in modules:
                 raise ConfigError(unknown("layer", place.layer, modules) + " `understudy layers` lists them.")
+        self._modules = tuple(modules[place.layer] for place in self.places)
+        self._hook()
+
+    def _hook(self) -> None:
         self._heard: dict[Place, Tensor] = {}
-        self._handles = [_listen(modules[place.layer], place, self._heard) for place in self.places]
+        pairs = zip(self._modules, self.places, strict=True)
+        self._handles = [_listen(module, _Keep(place, self._heard)) for module, place in pairs]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was heard: it may hang on a graph, which cannot be copied."""
+        return {name: value for name, value in self.__dict__.items() if name != "_heard"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Listen to the copies of the layers, which came along without working hooks."""
+        self.__dict__.update(state)
+        for handle in self._handles:
+            handle.remove()
+        self._hook()
 
     def take(self) -> dict[Place, Tensor]:
         """Return what was heard since the last call, and let go of it.
@@ -57,25 +74,38 @@ class Listener:
         return heard
 
     def remove(self) -> None:
-        """Take the hooks away."""
+        """Take the hooks away; nothing is heard any more, in copies neither."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._heard.clear()
+        self.places, self._modules = (), ()
 
 
-def _listen(module: nn.Module, place: Place, heard: dict[Place, Tensor]) -> RemovableHandle:
-    # copies, since the layer that comes next may work in place
-    def keep_given(module: nn.Module, given: tuple[object, ...]) -> None:
-        if given and isinstance(given[0], Tensor):
-            heard[place] = given[0].clone()
+class _Keep:
+    """A hook that keeps what a layer gives. A copy of it, as of a network with its hooks, does nothing.
 
-    def keep_returned(module: nn.Module, given: tuple[object, ...], returned: object) -> None:
-        if isinstance(returned, tuple) and returned:
-            returned = returned[0]
-        if isinstance(returned, Tensor):
-            heard[place] = returned.clone()
+    Args:
+        place: of the layer.
+        heard: where the tensor is kept; None for a hook that does nothing.
+    """
 
-    if place.before:
-        return module.register_forward_pre_hook(keep_given)
-    return module.register_forward_hook(keep_returned)
+    def __init__(self, place: Place, heard: dict[Place, Tensor] | None) -> None:
+        self.place = place
+        self.heard = heard
+
+    def __call__(self, module: nn.Module, given: tuple[object, ...], returned: object = None) -> None:
+        if self.heard is None:
+            return
+        value = given if self.place.before else returned
+        if isinstance(value, tuple) and value:
+            value = value[0]
+        if isinstance(value, Tensor):
+            self.heard[self.place] = value.clone()  # since the layer that comes next may work in place
+
+    def __reduce__(self) -> tuple[type[_Keep], tuple[Place, None]]:
+        return _Keep, (self.place, None)
+
+
+def _listen(module: nn.Module, hook: _Keep) -> RemovableHandle:
+    return module.register_forward_pre_hook(hook) if hook.place.before else module.register_forward_hook(hook)

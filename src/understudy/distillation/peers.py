@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from understudy import losses
+from understudy.distillation.inputs import answer
 from understudy.distillation.projectors import Projector, Shapes, map_channels, normed
 from understudy.errors import ModelError
 
@@ -40,7 +41,7 @@ class Peer(Projector):
 
     def forward(self, images: Tensor, student_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the student's logits and the peer's, both [batch, classes]; the latter without gradient."""
-        peer_logits: Tensor = self.peer(images)
+        peer_logits = answer(self.peer, images)
         self.own_loss = None
         if self.training:
             taught = losses.kd(peer_logits, student_logits, temperature=1.0)

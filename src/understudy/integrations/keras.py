@@ -11,6 +11,7 @@ T^2. So logits / T, clipped to [1e-7, 1], are taken for probabilities. Take `KD`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -266,7 +267,11 @@ class _Run:
 
 def _weights(alpha: float | None, ce_weight: float | None, kd_weight: float | None) -> tuple[float, float]:
     if alpha is None:
-        return 0.5 if ce_weight is None else ce_weight, 0.5 if kd_weight is None else kd_weight
+        weights = 0.5 if ce_weight is None else ce_weight, 0.5 if kd_weight is None else kd_weight
+        if not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
+            told = "ce_weight {:g}, kd_weight {:g}".format(*weights)
+            raise ConfigError(f"Weights must be numbers of 0 or more and not both 0: {told}.")
+        return weights
     if ce_weight is not None or kd_weight is not None:
         raise ConfigError("Say either alpha or ce_weight and kd_weight, not both.")
     if not 0 <= alpha <= 1:

@@ -30,7 +30,7 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
         float32 [batch], in nats; 0 where there is no label.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not fit, or the smoothing is not within [0, 1).
 
     Example:
         >>> import torch
@@ -40,6 +40,8 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
     Source:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, section 7 (smoothing).
     """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be at least 0 and below 1, not {label_smoothing}")
     if labels.shape != student_logits.shape[: labels.ndim]:
         raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(student_logits.shape)}")
     logits = checks.widen(student_logits)

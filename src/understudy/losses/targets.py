@@ -42,7 +42,7 @@ def dkd(
         float32 [batch], in nats times T^2; 0 where the two distributions are equal.
 
     Raises:
-        ValueError: the shapes differ, the labels are shares, or the temperature is not positive.
+        ValueError: the shapes differ, the labels are shares, there is one class, or the temperature is not positive.
 
     Example:
         >>> import torch
@@ -55,6 +55,7 @@ def dkd(
         warm-up of the weight over 20 epochs are the published code's; the warm-up is the caller's.
     """
     student, teacher = checks.logits(student_logits, teacher_logits)
+    _several_classes(student)
     target = _target(labels, student)
     checks.positive_temperature(temperature)
     tckd = _binary_divergence(student / temperature, teacher / temperature, target)
@@ -82,7 +83,7 @@ def nkd(
         float32 [batch], in nats (the second term times T^2).
 
     Raises:
-        ValueError: the shapes differ, the labels are shares, or the temperature is not positive.
+        ValueError: the shapes differ, the labels are shares, there is one class, or the temperature is not positive.
 
     Example:
         >>> import torch
@@ -94,6 +95,7 @@ def nkd(
         Loss and Customized Soft Labels", 2023 (NKD). As in the published code, T leaves the target class alone.
     """
     student, teacher = checks.logits(student_logits, teacher_logits)
+    _several_classes(student)
     target = _target(labels, student)
     checks.positive_temperature(temperature)
     p_y = _of_target(F.softmax(teacher, dim=1), target)
@@ -208,12 +210,21 @@ def teacher_free(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, both left out, not {confidence}")
-    if student_logits.ndim != 2 or student_logits.shape[1] < 2:
-        raise ValueError(f"logits must be [batch, classes] with two classes or more, not {tuple(student_logits.shape)}")
+    _several_classes(student_logits)
     student = checks.widen(student_logits)
     elsewhere = torch.full_like(student, math.log((1 - confidence) / (student.shape[1] - 1)))
     virtual_teacher = elsewhere.masked_fill(_target(labels, student), math.log(confidence))
     return kd(student, virtual_teacher, temperature=temperature)
+
+
+def _several_classes(logits: Tensor) -> None:
+    """Refuse logits that leave no class beside the true one.
+
+    Raises:
+        ValueError: they are not [batch, classes] with two classes or more.
+    """
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(f"logits must be [batch, classes] with two classes or more, not {tuple(logits.shape)}")
 
 
 def _target(labels: Tensor, student_logits: Tensor) -> Tensor:

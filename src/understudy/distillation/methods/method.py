@@ -5,6 +5,7 @@ Imported by the rows and by the table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -67,6 +68,11 @@ class Method:
         return frozenset(name for part in self.parts for name in part.takes)
 
     @property
+    def needs_teacher(self) -> bool:
+        """Whether a loss is given something of a teacher's."""
+        return any(name.startswith("teacher") for name in self.takes)
+
+    @property
     def needs(self) -> list[str]:
         """What it needs, in words."""
         takes = self.takes
@@ -100,8 +106,9 @@ class Method:
             name: of the terms; the method's by default.
 
         Raises:
-            ConfigError: an unknown option, or something that this method has no use for.
+            ConfigError: an unknown option, a temperature not above 0, or something that this method has no use for.
         """
+        check_temperature(temperature)
         given = dict(options or {})
         for option in given:
             if option not in self.options:
@@ -116,7 +123,7 @@ class Method:
                 loss=_with_options(part.loss, {**self.options, **given}, standardize=standardize),
                 takes=part.takes,
                 weight=times(part.weight, weight),
-                temperature=None if self.temperature is None else temperature or self.temperature,
+                temperature=self._temperature(temperature),
                 projector=part.projector,
                 layers=layers,
                 depth=part.depth,
@@ -129,6 +136,77 @@ class Method:
             )
             for part in self.parts
         )
+
+    def _temperature(self, given: Number | None) -> Number | None:
+        return self.temperature if self.temperature is None or given is None else given
+
+
+def check_temperature(temperature: Number | None) -> None:
+    """Refuse a temperature that softens nothing, also as one end of a schedule; None is the method's own.
+
+    Raises:
+        ConfigError: it is not a number above 0.
+    """
+    ends = (temperature.start, temperature.end) if isinstance(temperature, Schedule) else (temperature,)
+    for value in ends:
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"A temperature is a number above 0, not {value:g}.")
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Refuse a share of the uniform distribution that is none, or all.
+
+    Raises:
+        ConfigError: it is not within [0, 1).
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ConfigError(f"label_smoothing is a number from 0 to below 1, not {label_smoothing:g}.")
+
+
+def refuse_beside_terms(method: str | None, settings: dict[str, float | None]) -> None:
+    """Refuse what would say once more what one's own terms say.
+
+    Raises:
+        ConfigError: something is given.
+    """
+    given = [name for name, value in settings.items() if value is not None]
+    if method not in (None, "kd"):  # the integrations pass their default on
+        given.insert(0, "method")
+    if given:
+        raise ConfigError(f"`terms` take the place of `{given[0]}`: say it in the terms, or leave them out.")
+
+
+def shares(alpha: float | None, ce_weight: float | None, kd_weight: float | None) -> tuple[float, float]:
+    """Return the weights of the cross-entropy and of the rest, 0.5 each by default.
+
+    Raises:
+        ConfigError: alpha beside them, or numbers that do not make sense.
+    """
+    if alpha is not None:
+        if ce_weight is not None or kd_weight is not None:
+            raise ConfigError("Say either alpha or ce_weight and kd_weight, not both.")
+        if not 0 <= alpha <= 1:
+            raise ConfigError(f"alpha is the share of the distillation term, between 0 and 1, not {alpha:g}.")
+        return 1 - alpha, alpha
+    weights = 0.5 if ce_weight is None else ce_weight, 0.5 if kd_weight is None else kd_weight
+    if not all(math.isfinite(weight) for weight in weights):
+        told = "ce_weight {:g}, kd_weight {:g}".format(*weights)
+        raise ConfigError(f"Weights must be finite numbers of 0 or more: {told}.")
+    return weights
+
+
+def over_labelled(term: Term) -> Term:
+    """Return the cross-entropy with the labels as a term whose mean is over the images that have one, or is 0."""
+    return replace(term, loss=partial(_scaled_to_labelled, term.loss))
+
+
+def _scaled_to_labelled(loss: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> Tensor:
+    """Return a loss whose mean over all images is that over those with a label; where all have one, it is the same."""
+    values = loss(logits, labels)
+    if labels.is_floating_point():
+        return values
+    # times exactly 1 where all have one. No branch on it: that would make a device wait, and not compile
+    return values * (len(labels) / (labels >= 0).sum().clamp(min=1))
 
 
 def times(one: Number, other: Number) -> Number:
@@ -151,11 +229,13 @@ def _number(value: Number) -> float:
 
 def standardized(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return a loss on logits that standardises them first, as a transform that any such loss can take."""
+    return partial(_on_standardized, loss)
 
-    def on_standardized(student_logits: Tensor, teacher_logits: Tensor, *rest: Tensor, **options: float) -> Tensor:
-        return loss(losses.standardize(student_logits), losses.standardize(teacher_logits), *rest, **options)
 
-    return on_standardized
+def _on_standardized(
+    loss: Callable[..., Tensor], student_logits: Tensor, teacher_logits: Tensor, *rest: Tensor, **options: float
+) -> Tensor:
+    return loss(losses.standardize(student_logits), losses.standardize(teacher_logits), *rest, **options)
 
 
 def _with_options(
