@@ -238,6 +238,18 @@ def test_the_command_prints_nothing_but_the_answer(
     assert not (tmp_path / "run").exists()
 
 
+def test_json_without_a_dry_run_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["distill", *small_runs.words(photos), "--out", str(tmp_path / "run"), "--json"]
+    monkeypatch.setattr(sys, "argv", ["understudy", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "Error: --json prints what --dry-run finds: give both, or neither.\n"
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_plan_leaves_out_times_below_a_second() -> None:
     plan = Plan([forecasting.Step("teacher", "trained", 89.4), forecasting.Step("export", "ONNX", 0.4)])
     assert plan.text() == "Plan\n  teacher   trained, about 89 s\n  export    ONNX\n  in all about 90 s"

@@ -263,6 +263,12 @@ def test_a_pickle_is_refused_unread(tmp_path, name):
         load(tmp_path / name)
 
 
+def test_an_exported_file_is_no_weights_file(tmp_path):
+    (tmp_path / "student.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
+    with pytest.raises(ModelError, match=r"student\.onnx is no weights file .* name its folder"):
+        load(tmp_path / "student.onnx")
+
+
 def test_a_header_that_looks_like_a_pickle_is_none(tmp_path):
     # a safetensors file starts with the length of its header; 640 is 80 02, as pickles of protocol 2 start
     header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(640)

@@ -56,6 +56,16 @@ def test_final_table_has_every_role_and_divides_by_the_model(ten: Record) -> Non
     assert (student.seeds, baseline.latency_p95, student.sensitivity) == (3, 0.331, None)
 
 
+def test_of_two_networks_that_do_the_same_work_none_is_faster(ten: Record) -> None:
+    quicker = ten.summary["student"].profile.latency
+    same = ten.summary["teacher"].profile.model_copy(update={"latency": quicker})
+    summary = {**ten.summary, "student": ten.summary["student"].model_copy(update={"profile": same})}
+    teacher, _, student = report.final_table(ten.model_copy(update={"summary": summary}))
+    assert student.latency_p50 != teacher.latency_p50
+    assert student.ratios is not None
+    assert student.ratios.latency == 1
+
+
 def test_two_classes_show_sensitivity_and_ten_do_not(ten: Record, two: Record) -> None:
     assert "Sensitivity" in report.render(two)
     assert "AUROC" in report.render(two)

@@ -93,9 +93,7 @@ def evaluate(model: Path, data: str, *, split: str | None = None, data_dir: Path
     """
     classifier, _ = files.load(model)
     source = open_source(DataConfig(source=data, data_dir=data_dir, drop_unlabelled=True))
-    classes = gate.check_classes(classifier.classes, source.classes)
-    if gate.refuses(classes):
-        raise ModelError(classes.text)
+    _check_classes(classifier.classes, source.classes)
     split, rows = _rows(source, split)
     decoded = _decoded(rows, _reader(source, classifier.spec))
     logits: list[np.ndarray] = []
@@ -111,6 +109,18 @@ def evaluate(model: Path, data: str, *, split: str | None = None, data_dir: Path
         raise DataError(f"None of the {len(rows)} images of {data} can be read.")
     measured = metrics.measure(np.concatenate(logits), np.array(labels), classifier.classes)
     return Evaluation(split, measured, skipped)
+
+
+def _check_classes(known: Sequence[str], given: Sequence[str]) -> None:
+    if gate.refuses(gate.check_classes(known, given)):
+        raise ModelError(
+            f"The model's classes are {_listed(known)}, those of the data {_listed(given)}: it can be measured on "
+            "images of its own classes only, in folders of the same names."
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
 
 
 def predict(model: Path, images: Sequence[Path], *, trusted: bool = False) -> Iterator[Answer]:
@@ -213,12 +223,20 @@ def _decoded(rows: Sequence[int], read: Callable[[int], Frame]) -> Iterator[list
             yield list(zip(chunk, pool.map(read, chunk), strict=True))
 
 
+def _images_below(folder: Path) -> Iterator[Path]:
+    """Yield image files; what is hidden, or left behind by another system, is passed over, as where data are listed."""
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in IMAGE_ENDINGS and not hidden:
+            yield path
+
+
 def _paths(images: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in images:
         if not path.exists():
             raise DataError(f"There is no file {path}.")
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS) if path.is_dir() else [path]
+        inside = sorted(_images_below(path)) if path.is_dir() else [path]
         if not inside:
             raise DataError(f"The folder {path} holds no images.")
         found += inside

@@ -32,7 +32,7 @@ from understudy import (
     reruncommands,
     sweeping,
 )
-from understudy.errors import Interrupted, UnderstudyError
+from understudy.errors import ConfigError, Interrupted, UnderstudyError
 from understudy.launch import Stop, launched
 
 if TYPE_CHECKING:
@@ -148,6 +148,8 @@ def distill(
         **options.machine(device, precision, threads, force, unsafe_pickle),
         **options.tracking(track, log_weights),
     }
+    if as_json and not dry_run:
+        raise ConfigError("--json prints what --dry-run finds: give both, or neither.")
     if not dry_run:
         return _run(_load(config, given, words), out, open_report)
     from understudy import api

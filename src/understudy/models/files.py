@@ -85,6 +85,11 @@ def load(source: Path | str, *, prefer: Role | None = None) -> tuple[Classifier,
         )
     if not path.is_file():
         raise ModelError(f"There is no weights file {path}.")
+    if path.suffix != ".safetensors":
+        raise ModelError(
+            f"{path} is no weights file (.safetensors). Of a run of understudy name its folder, or a model.safetensors "
+            "below it."
+        )
     card = read_card(path)
     given = tensors.read(path)
     if card.weights and card.weights != storage.hash_file(path):
