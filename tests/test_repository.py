@@ -203,7 +203,7 @@ def test_every_loss_documents(section: str) -> None:
 
 
 SECTIONS = {
-    "cat_kd", "correlation_congruence", "ft", "mlkd", "nst", "pkt", "review", "simkd", "srrl",
+    "cat_kd", "correlation_congruence", "ft", "mlkd", "nst", "pkt", "simkd", "srrl",
     "nkd", "wsld", "cross_entropy",
 }  # fmt: skip
 """Losses that cite a section or the paper alone: no copy of these papers with numbered equations could be had."""

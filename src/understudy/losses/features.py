@@ -241,9 +241,9 @@ def review(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
         tensor([3.])
 
     Source:
-        Chen et al., "Distilling Knowledge via Knowledge Review", 2021, section 3 (hierarchical context loss). The
-        weights are those of the authors' code, which adds up the levels of a network. Deviation: the shorter side of
-        a map that is not square decides which sizes are left out.
+        Chen et al., "Distilling Knowledge via Knowledge Review", 2021, section 3.3 (hierarchical context loss),
+        which is the distance D of equation 11. The weights are those of the authors' code, which adds up the levels
+        of a network. Deviation: the shorter side of a map that is not square decides which sizes are left out.
     """
     student, teacher = checks.same_shape(student_maps, teacher_maps, dimensions=4, what=MAPS)
     difference = student - teacher  # pooling is linear: one difference serves all sizes
