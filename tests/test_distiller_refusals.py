@@ -235,3 +235,15 @@ def test_plain_training_compiles_with_and_without_labels() -> None:
     compiled = torch.compile(distiller, backend="eager", fullgraph=True, dynamic=False)
     for given in (labels, torch.where(labels == 0, -1, labels)):
         torch.testing.assert_close(compiled(images, given).total, distiller(images, given).total)
+
+
+@pytest.mark.parametrize("method", ["dkd", "nkd", "dist", "lskd"])
+def test_methods_with_little_to_say_of_two_classes_are_doubted_once(method: str) -> None:
+    teacher, student = nn.Linear(4, 2), nn.Linear(4, 2)
+    distiller = Distiller(teacher, student, method=method)
+    images, labels = torch.rand(6, 4), torch.arange(6) % 2
+    with pytest.warns(UserWarning, match=f"With 2 classes {method} says little or nothing: take kd"):
+        distiller(images, labels)
+    distiller(images, labels)
+    Distiller(nn.Linear(4, 3), nn.Linear(4, 3), method=method)(images, labels)
+    Distiller(teacher, student)(images, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Self
@@ -108,6 +109,8 @@ class Distiller(nn.Module):
         self._listens, self._is_released = True, False
         self._is_steady = all(term.is_steady for term in self.terms)
         self._progress = 0.0
+        rows = methods.split(method) if method else []
+        self._doubtful = tuple((row.name, row.fewest_classes) for row in rows if row.fewest_classes > 2)
 
     @property
     def teacher(self) -> Teacher | None:
@@ -236,10 +239,20 @@ class Distiller(nn.Module):
         ran = self._ask_teacher(images, values)
         if values["teacher_logits"] is not None:
             _same_classes(logits, values["teacher_logits"])
+        self._warn_of_few(logits.shape[1])
         if self._watch is None:
             with _in_full_precision(logits):
                 return logits, [(term, self._mean(term, _take(term, values))) for term in self.terms]
         return logits, self._look_inside(self._watch, logits, values, teacher_ran=ran)
+
+    def _warn_of_few(self, classes: int) -> None:
+        """Say once which methods have little to say of so few classes; compiled code says nothing."""
+        if not self._doubtful or torch.compiler.is_compiling():
+            return
+        for name, fewest in self._doubtful:
+            if classes < fewest:
+                warnings.warn(f"With {classes} classes {name} says little or nothing: take kd.", stacklevel=2)
+        self._doubtful = ()
 
     def _get_ready(self) -> None:
         """Put the hooks on where they were taken off.

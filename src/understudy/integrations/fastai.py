@@ -12,7 +12,6 @@ answers once; neither the model, nor the loss function, nor the optimizer of the
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -215,15 +214,12 @@ class DistillationCallback(Callback):  # type: ignore[misc]  # fastai has no typ
         if len(inputs) != 1:
             raise ConfigError(f"The distiller takes batches of one input, such as images; these have {len(inputs)}.")
         images, labels = _plain(inputs[0]), _plain(self.learn.yb[0])
-        is_new = self._lesson is None
         if self._lesson is None:
             self._lesson = self._begin(images)
         distiller = self._lesson.distiller
         distiller.advance(min(float(self.learn.pct_train), 1.0))
         with _listening(distiller):
             losses: Losses = distiller(images, labels, positions=self._positions_of(images))
-        if is_new:
-            self._warn_of_few(losses.logits.shape[1])
         for name, value in losses.parts.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         self._steps += 1
@@ -281,11 +277,6 @@ class DistillationCallback(Callback):  # type: ignore[misc]  # fastai has no typ
                 f"'{needing[0]}' needs to know which one image and class it sees, and {mixing} mixes two of them: "
                 "leave one of the two out."
             )
-
-    def _warn_of_few(self, classes: int) -> None:
-        for method in self._rows:
-            if classes < method.fewest_classes:
-                warnings.warn(f"With {classes} classes {method.name} says little or nothing: take kd.", stacklevel=2)
 
     def _positions_of(self, images: Tensor) -> Tensor | None:
         if self._positions is None:
