@@ -214,9 +214,11 @@ def test_hidden_files_of_a_folder_are_passed_over(
     finished: api.DistillResult, mixed: list[Path], tmp_path: Path
 ) -> None:
     for name in ("own.png", "._own.png", ".hidden/other.png", "__MACOSX/other.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(mixed[0], tmp_path / name)
-    assert [one.image for one in answer.predict(finished.folder, [tmp_path])] == [str(tmp_path / "own.png")]
+        path = tmp_path / "copied" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(mixed[0], path)
+    found = answer.predict(finished.folder, [tmp_path / "copied"])
+    assert [one.image for one in found] == [str(tmp_path / "copied" / "own.png")]
 
 
 def test_the_exported_file_says_what_the_weights_say(

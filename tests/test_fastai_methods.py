@@ -59,8 +59,9 @@ def test_classes_in_another_order_are_refused() -> None:
 def test_methods_that_say_nothing_of_two_classes_warn() -> None:
     learn = new_learner(Net(1))
     taught = new_callback(TeacherNet(0), method="dkd")
+    images, labels = torch.stack([image for image, _ in new_data(0)[:BATCH]]), torch.arange(BATCH) % 2
     with pytest.warns(UserWarning, match="With 2 classes dkd says little or nothing"):
-        taught._warn_of_few(2)
+        taught._distiller(TeacherNet(0, classes=2), Net(1, classes=2))(images, labels)
     learn.fit(1, cbs=taught)  # three classes: no warning, which would be an error here
 
 
