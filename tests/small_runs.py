@@ -67,6 +67,16 @@ def values(source: Path | str, **over: Any) -> dict[str, Any]:
     return base
 
 
+def stop_in(name: str) -> tuple[Callable[..., None], Callable[[], bool]]:
+    """Return a progress and a stop: training `name` is stopped at the first step after it has told of one."""
+    seen: list[str] = []
+
+    def progress(task: str, /, *, done: int, total: int, note: str = "") -> None:
+        seen.append(task)
+
+    return progress, lambda: seen[-1:] == [name]
+
+
 def tiny(source: Path | str, **over: Any) -> RunConfig:
     return config.validate(values(source, **over))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from rich.console import Console
 
 from chain_runs import ASSISTANT, TOGETHER, TWO, _quick, distilled, taught_by
-from small_runs import photos, tiny, weights, work_done
+from small_runs import photos, stop_in, tiny, weights, work_done
 from test_ensemble import oracle
 from understudy import api
 from understudy import record as records
@@ -108,15 +107,6 @@ def test_each_teacher_of_a_chain_is_asked_once_and_under_its_own_name(
     assert again.outputs is not None
     assert again.outputs.computed == 0  # another objective, the same teacher
     assert again.more_outputs["assistant-1"].computed == ANSWERS  # which makes another assistant
-
-
-def stop_in(name: str) -> tuple[Callable[..., None], Callable[[], bool]]:
-    seen: list[str] = []
-
-    def progress(task: str, /, *, done: int, total: int, note: str = "") -> None:
-        seen.append(task)
-
-    return progress, lambda: seen[-1:] == [name]
 
 
 @pytest.mark.parametrize(

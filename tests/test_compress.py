@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
-from small_runs import stripes, tiny
+from small_runs import stop_in, stripes, tiny
 from understudy import api, record
 from understudy.errors import ConfigError, Interrupted, ModelError, RunError
 from understudy.export import runtimes
@@ -126,13 +126,9 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_end(
 ) -> None:
     folder = finished.with_name("stopped")
     shutil.copytree(finished, folder)
-    told: list[str] = []
-
-    def progress(task: str, /, *, done: int, total: int, note: str = "") -> None:
-        told.append(task)
-
+    progress, stop = stop_in("pruned")
     with pytest.raises(Interrupted):
-        api.compress(folder, ASKED, progress=progress, stop=lambda: told[-1:] == ["pruned"])
+        api.compress(folder, ASKED, progress=progress, stop=stop)
     assert record.load(folder).status == "failed"
     assert list((folder / "compressed" / "pruned").glob("checkpoint-*"))
     api.resume(folder)

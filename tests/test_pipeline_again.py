@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,12 @@ from PIL import Image
 import small_runs
 import understudy
 from finished_run import MODELS, copied, finished, no_export, photos
-from small_runs import STAGES, stripes, tiny, weights, work_done
+from small_runs import STAGES, stop_in, stripes, tiny, weights, work_done
 from understudy import api
 from understudy import record as records
 from understudy.errors import Interrupted, ModelError, TrainingError
 
 __all__ = ["copied", "finished", "no_export", "photos"]  # fixtures
-
-
-def stop_in(name: str) -> tuple[Callable[..., None], Callable[[], bool]]:
-    """Return a progress and a stop: training `name` is stopped at the first step after it has told of one."""
-    seen: list[str] = []
-
-    def progress(task: str, /, *, done: int, total: int, note: str = "") -> None:
-        seen.append(task)
-
-    return progress, lambda: seen[-1:] == [name]
 
 
 def interrupt(source: Path, folder: Path, name: str) -> None:

@@ -86,3 +86,9 @@ def test_a_run_with_a_teacher_alone_says_so_to_who_wants_its_student(teacher: Pa
         exportable.find(run, "student")
     with pytest.raises(RunError, match=told):
         api.compress(teacher)
+
+
+def test_what_was_known_of_another_model_is_forgotten(tmp_path: Path) -> None:
+    (tmp_path / seen.FILE).write_bytes(b"of another model")
+    seen.take_over(tmp_path / "elsewhere" / "model.safetensors", tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from PIL import Image
 from understudy.config import DataConfig
 from understudy.data import builtin, decode, views
 from understudy.data.decode import BadImage
-from understudy.data.sources import IMAGE_ENDINGS, Source, open_source
+from understudy.data.sources import HIDDEN, IMAGE_ENDINGS, Source, open_source
 from understudy.errors import ConfigError, DataError, ModelError
 from understudy.evaluate import gate, metrics
 from understudy.export.runtimes import ENDINGS, Session, open_file
@@ -224,9 +224,9 @@ def _decoded(rows: Sequence[int], read: Callable[[int], Frame]) -> Iterator[list
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
-    """Yield image files; what is hidden, or left behind by another system, is passed over, as where data are listed."""
+    """Yield image files; what is hidden is passed over, as where data are listed."""
     for path in folder.rglob("*"):
-        hidden = any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
+        hidden = any(part.startswith(HIDDEN) for part in path.relative_to(folder).parts)
         if path.suffix.lower() in IMAGE_ENDINGS and not hidden:
             yield path
 

@@ -22,6 +22,8 @@ from understudy.data import builtin
 from understudy.errors import DataError, unknown
 from understudy.progress import Progress, silent
 
+HIDDEN = (".", "__MACOSX")
+"""Begin the names of files and folders that are passed over: hidden, or left behind by another system."""
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 _OTHER_ENDINGS = frozenset(
     {
@@ -169,7 +171,7 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
     if here in above:
         return
     for entry in entries:
-        if entry.name.startswith((".", "__MACOSX")):
+        if entry.name.startswith(HIDDEN):
             continue
         is_folder = _is_folder(entry)
         yield prefix + entry.name, is_folder

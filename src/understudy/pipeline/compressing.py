@@ -66,7 +66,7 @@ def compress(run: Run, asked: CompressConfig) -> None:
 
 def _chosen(run: Run, seed: int | None) -> str:
     if run.record.kind == "train":
-        raise RunError(run.has_teacher_only)
+        raise RunError(run.no_student)
     if run.record.chosen is None or "evaluate" not in run.record.stages:
         raise RunError(
             f"{run.folder} holds no student that was judged: only a finished `understudy distill` can be compressed. "

@@ -83,7 +83,7 @@ def find(run: Run, name: str) -> Form:
     """
     chosen = run.record.chosen
     if run.record.kind == "train":
-        raise RunError(run.has_teacher_only)
+        raise RunError(run.no_student)
     if chosen is None or "evaluate" not in run.record.stages:
         raise RunError(
             f"{run.folder} holds no student that was judged, so there is nothing to export. "

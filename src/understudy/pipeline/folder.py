@@ -69,7 +69,7 @@ class Run:
         self._before = record.seconds
 
     @property
-    def has_teacher_only(self) -> str:
+    def no_student(self) -> str:
         """The sentence for whoever asks a run for a student in which a teacher was trained alone."""
         return (
             f"{self.folder} trained a teacher alone, so it holds no student. "

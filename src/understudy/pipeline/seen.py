@@ -28,6 +28,7 @@ def note(folder: Path, store: Store) -> None:
 
 def take_over(weights: Path, folder: Path) -> None:
     """Copy what is known of the model in a weights file; nothing is, of one that was trained elsewhere."""
+    (folder / FILE).unlink(missing_ok=True)  # of another model that was here before
     known = weights.with_name(FILE)
     if known.is_file():
         shutil.copyfile(known, folder / FILE)
